@@ -1,0 +1,41 @@
+# `make demo` restores the example pictures, `make test` runs the tests: each makes the environment it needs.
+# TORCH: the build that tests, training and export use. The default is a CPU build; give your own for a GPU.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+
+DEMO_ENV := .venv/demo
+TEST_ENV := .venv/test
+# mypy doesn't know setuptools' package-dir: it reads the installed layout from links.
+HOUSE    := .venv/house
+
+.PHONY: demo test check train graphs clean
+
+demo: $(DEMO_ENV)/.done
+	$(DEMO_ENV)/bin/cmudrn infer examples/weather -o restored --overwrite
+	@echo "Look at examples/weather beside restored/."
+
+test: $(TEST_ENV)/.done
+	$(TEST_ENV)/bin/pytest
+
+check: $(TEST_ENV)/.done
+	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/ruff check .
+	rm -rf $(HOUSE) && mkdir -p $(HOUSE)/cmudrn
+	ln -s $(CURDIR)/cmudrn/* $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/deploy $(HOUSE)/cmudrn/
+	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy -p cmudrn
+	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy tests benchmarks
+
+# The demo needs no torch: what runs here is what runs on a small device.
+$(DEMO_ENV)/.done: pyproject.toml
+	$(PYTHON) -m venv $(DEMO_ENV)
+	$(DEMO_ENV)/bin/pip install --quiet .
+	@touch $@
+
+$(TEST_ENV)/.done: pyproject.toml
+	$(PYTHON) -m venv $(TEST_ENV)
+	$(TEST_ENV)/bin/pip install --quiet "$(TORCH)"
+	$(TEST_ENV)/bin/pip install --quiet --editable ".[train,bench,test,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info restored

@@ -1,0 +1,419 @@
+"""Read and write photographs without losing what is not pixels.
+
+A picture stands upright while it is with us: rain falls down, and the network is not rotation-invariant.
+It goes back into the file as it lay there, under the same orientation tag. ICC profile (byte for byte),
+EXIF, XMP, IPTC and resolution are kept as far as the output format can hold them; TIFF holds no EXIF here,
+for libvips does not write it. libvips decodes and encodes; the format of an input is told by its first bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from cmudrn.errors import ImageError, ImageTooLarge
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "LOSSY_QUALITY",
+    "READABLE_SUFFIXES",
+    "Header",
+    "ImageFormat",
+    "Picture",
+    "read_header",
+    "read_picture",
+    "writable",
+    "write_picture",
+]
+
+# Every picture is used once: libvips' cache of operations would only hold memory through a long job.
+pyvips.cache_set_max(0)
+# One libvips thread a picture: the pipeline runs several pictures side by side, beside the inference.
+pyvips.concurrency_set(1)
+
+# 400 million pixels are 1.2 GB at 8 bits: above any camera, below what a small file may claim to unpack to.
+DEFAULT_MAX_PIXELS = 400_000_000
+LOSSY_QUALITY = 95  # JPEG, WebP, AVIF, HEIF; chroma at full resolution where the format has it
+
+Pixels: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint16]"
+Metadata: TypeAlias = "Mapping[str, bytes | str | int]"  # libvips' field names
+
+_KEPT_FIELDS = ("icc-profile-data", "exif-", "xmp-data", "iptc-data", "orientation", "resolution-unit")
+_KEPT_FIELDS += ("png-comment-", "photoshop-data", "image-description")
+_ORIENTATION_FIELDS = ("orientation", "exif-ifd0-Orientation")
+
+
+class ImageFormat(str, Enum):
+    """A format by the name that `--format` takes."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+    TIFF = "tiff"
+    WEBP = "webp"
+    AVIF = "avif"
+    HEIF = "heif"
+
+    @property
+    def suffix(self) -> str:
+        """The suffix for new files, with its dot."""
+        return _CODECS[self].suffixes[0]
+
+    @property
+    def writable(self) -> bool:
+        """Whether the libvips at hand can encode it; HEIF often lacks its HEVC encoder."""
+        return _can_encode(self)
+
+    @classmethod
+    def of(cls, suffix: str) -> ImageFormat | None:
+        """The format of a suffix such as `.JPG`, or None."""
+        return next((form for form, codec in _CODECS.items() if suffix.lower() in codec.suffixes), None)
+
+
+@dataclass(frozen=True)
+class _Codec:
+    suffixes: tuple[str, ...]
+    load: str  # libvips' name of the loader is load + "load"; the saver's, load + "save"
+    save_options: Mapping[str, object]
+    has_16_bits: bool = False
+    has_alpha: bool = True
+    # libheif turns pictures itself while it decodes, so these are written upright, with no tag.
+    has_orientation: bool = True
+
+
+_HEIF_OPTIONS = {"Q": LOSSY_QUALITY, "subsample_mode": "off"}
+_CODECS = {
+    ImageFormat.JPEG: _Codec(
+        (".jpg", ".jpeg"),
+        "jpeg",
+        {"Q": LOSSY_QUALITY, "subsample_mode": "off", "optimize_coding": True},
+        has_alpha=False,
+    ),
+    # paeth: on a photograph a third smaller than libvips' default of no filter, for 60 % more time.
+    ImageFormat.PNG: _Codec((".png",), "png", {"compression": 6, "filter": "paeth"}, has_16_bits=True),
+    ImageFormat.TIFF: _Codec(
+        (".tif", ".tiff"), "tiff", {"compression": "deflate", "predictor": "horizontal"}, has_16_bits=True
+    ),
+    # exact: keeps the colour under transparent pixels. Lossy WebP is 4:2:0 by its specification.
+    ImageFormat.WEBP: _Codec(
+        (".webp",), "webp", {"Q": LOSSY_QUALITY, "smart_subsample": True, "exact": True}
+    ),
+    # At most 12 bits here: 16-bit pixels lose their lowest four.
+    ImageFormat.AVIF: _Codec(
+        (".avif",), "heif", {**_HEIF_OPTIONS, "compression": "av1"}, has_16_bits=True, has_orientation=False
+    ),
+    ImageFormat.HEIF: _Codec(
+        (".heic", ".heif"),
+        "heif",
+        {**_HEIF_OPTIONS, "compression": "hevc"},
+        has_16_bits=True,
+        has_orientation=False,
+    ),
+}
+
+# Lower case. HEIC stands here although many a libvips has no HEVC decoder: an error beats a file passed by.
+READABLE_SUFFIXES: frozenset[str] = frozenset(
+    suffix
+    for codec in _CODECS.values()
+    if pyvips.type_find("VipsForeignLoad", f"{codec.load}load_source")
+    for suffix in codec.suffixes
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the start of a file tells: its size, in pixels, upright."""
+
+    path: Path
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One decoded picture, upright, with all that is needed to write it back."""
+
+    pixels: Pixels  # [H, W, 3] RGB, C-contiguous, uint8 or uint16, the full range of the type
+    alpha: Pixels | None  # [H, W], same dtype; never changed
+    format: ImageFormat  # of the file it came from
+    is_grey: bool  # three equal channels, to be written as one
+    orientation: int  # EXIF, 1 to 8: how the file holds it
+    resolution: tuple[float, float]  # pixels a millimetre, as libvips counts: across, down
+    metadata: Metadata
+
+    def with_pixels(self, restored: NDArray[Any]) -> Picture:
+        """The same picture with other pixels.
+
+        restored: shape and dtype of `pixels`, else ImageError.
+        """
+        if restored.shape != self.pixels.shape or restored.dtype != self.pixels.dtype:
+            raise ImageError(
+                f"restored pixels are {restored.shape} {restored.dtype}, "
+                f"the picture is {self.pixels.shape} {self.pixels.dtype}",
+                fix="restore at the same size and bit depth",
+            )
+        return replace(self, pixels=np.ascontiguousarray(restored))
+
+
+def read_header(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+    """Read the size of an image and decode nothing.
+
+    Raises ImageError for a file that read_picture would refuse by its header, ImageTooLarge by its size.
+    """
+    path = Path(path)
+    with _failing_as_image_error(path, "read"), path.open("rb", buffering=0) as file:
+        image_format, image = _open(file, path, max_pixels)
+        swapped = _orientation(image, image_format) >= 5
+    height, width = (image.width, image.height) if swapped else (image.height, image.width)
+    return Header(path, height, width)
+
+
+def read_picture(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    """Decode an image of 8 or 16 bits: RGB, grey, palette or CMYK (as sRGB), with alpha or without.
+
+    One decoded copy stays in memory; alpha or a turn takes a second one for a moment.
+    Raises ImageError for a file that is missing, damaged, of several pages or of another kind of pixel,
+    ImageTooLarge for one of more than max_pixels, before it is decoded.
+    """
+    path = Path(path)
+    with _failing_as_image_error(path, "read"), path.open("rb", buffering=0) as file:
+        image_format, image = _open(file, path, max_pixels)
+        orientation = _orientation(image, image_format)
+        metadata = _kept_metadata(image)
+        if image_format in (ImageFormat.AVIF, ImageFormat.HEIF):
+            metadata = _without(metadata, *_ORIENTATION_FIELDS)
+        if image.interpretation == "cmyk":
+            metadata = _without(metadata, "icc-profile-data")  # it describes ink, the pixels are sRGB now
+        stored = _decode(_as_rgb(image))
+    alpha = stored[..., 3] if stored.shape[2] == 4 else None
+    return Picture(
+        pixels=np.ascontiguousarray(_turn(stored[..., :3], orientation)),
+        alpha=None if alpha is None else np.ascontiguousarray(_turn(alpha, orientation)),
+        format=image_format,
+        is_grey=image.interpretation in ("b-w", "grey16"),
+        orientation=orientation,
+        resolution=(image.xres, image.yres),
+        metadata=metadata,
+    )
+
+
+def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
+    """Write a file whole or not at all; the suffix chooses the format.
+
+    16 bits become 8 in JPEG and WebP, as round(value / 257), and 12 in AVIF and HEIF.
+    Raises ImageError for a suffix that cannot be written, alpha into JPEG, a full disk and the like.
+    """
+    path = Path(path)
+    image_format = ImageFormat.of(path.suffix)
+    if image_format is None or not image_format.writable:
+        raise ImageError(
+            f"{path}: cannot write {path.suffix or 'a name without suffix'}", fix=_other_format()
+        )
+    codec = _CODECS[image_format]
+    if picture.alpha is not None and not codec.has_alpha:
+        raise ImageError(f"{path}: {image_format.value} has no transparency", fix="use --format png")
+    image = _as_stored(picture, codec)
+    options = dict(codec.save_options)
+    if image.format == "ushort" and codec.load == "heif":
+        options["bitdepth"] = 12
+    if codec.load == "tiff":
+        options["bigtiff"] = picture.pixels.nbytes > 2**31  # classic TIFF ends at 4 GB, metadata included
+    with _failing_as_image_error(path, "write"), _replacing(path) as file:
+        # A descriptor, never a name: libvips takes `[...]` in a name for options.
+        target = pyvips.Target.new_to_descriptor(file.fileno())
+        pyvips.Operation.call(f"{codec.load}save_target", image, target, **options)
+
+
+def writable(suffix: str) -> bool:
+    """Whether write_picture can write this suffix (`.png`, `.TIF`) here; a job can ask before it starts."""
+    image_format = ImageFormat.of(suffix)
+    return image_format is not None and image_format.writable
+
+
+def _sniff(start: bytes) -> ImageFormat | None:
+    """The format by its first bytes: libvips' own search would also try SVG, PDF and other loaders."""
+    if start.startswith(b"\xff\xd8\xff"):
+        return ImageFormat.JPEG
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ImageFormat.PNG
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return ImageFormat.TIFF
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return ImageFormat.WEBP
+    if start[4:8] == b"ftyp":
+        if start[8:12] in (b"avif", b"avis"):
+            return ImageFormat.AVIF
+        if start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+            return ImageFormat.HEIF
+    return None
+
+
+def _open(file: BinaryIO, path: Path, max_pixels: int) -> tuple[ImageFormat, Any]:
+    """A lazy pyvips image as stored, checked as far as its header goes."""
+    start = file.read(16)
+    file.seek(0)
+    image_format = _sniff(start)
+    if image_format is None:
+        what = "an image of a known format" if start else "an image: the file is empty"
+        raise ImageError(f"{path}: not {what}", fix="give JPEG, PNG, TIFF, WebP, AVIF or HEIF files")
+    source = pyvips.Source.new_from_descriptor(file.fileno())
+    # fail_on error includes truncated, and checks PNG's checksums; "warning" refuses sound files.
+    options = {"access": "sequential", "fail_on": "error"}
+    image = pyvips.Operation.call(f"{_CODECS[image_format].load}load_source", source, **options)
+    _check(image, path, max_pixels)
+    return image_format, image
+
+
+def _check(image: Any, path: Path, max_pixels: int) -> None:
+    fields = image.get_fields()
+    pages = image.get("n-pages") if "n-pages" in fields else 1
+    if pages > 1:
+        raise ImageError(f"{path}: has {pages} pages, one is expected", fix="split it into one file a page")
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(
+            f"{path}: {image.width} x {image.height} is {image.width * image.height:,} pixels, "
+            f"the limit is {max_pixels:,}",
+            fix="raise --max-pixels if you trust the file",
+        )
+    if image.format not in ("uchar", "ushort"):
+        raise ImageError(f"{path}: samples are {image.format}, not 8 or 16 bits", fix="convert to 16 bits")
+    colours = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb16": 3, "cmyk": 4}.get(image.interpretation)
+    if colours is None or image.bands not in (colours, colours + 1):
+        raise ImageError(
+            f"{path}: {image.bands} channels of colour space {image.interpretation}",
+            fix="convert to RGB or grey, with one alpha channel at most",
+        )
+
+
+def _orientation(image: Any, image_format: ImageFormat) -> int:
+    """EXIF orientation of the pixels as decoded: 1 after libheif, which has turned them already."""
+    if not _CODECS[image_format].has_orientation or "orientation" not in image.get_fields():
+        return 1
+    value = int(image.get("orientation"))
+    return value if 1 <= value <= 8 else 1
+
+
+def _kept_metadata(image: Any) -> Metadata:
+    return {name: image.get(name) for name in image.get_fields() if name.startswith(_KEPT_FIELDS)}
+
+
+def _without(metadata: Metadata, *names: str) -> Metadata:
+    return {name: value for name, value in metadata.items() if name not in names}
+
+
+def _as_rgb(image: Any) -> Any:
+    """Three channels, and a fourth where there is alpha; still lazy."""
+    if image.interpretation == "cmyk":
+        depth = 16 if image.format == "ushort" else 8
+        # input_profile serves files that bring no profile of their own: libvips' generic CMYK.
+        return image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
+    if image.interpretation in ("b-w", "grey16"):
+        grey = image[0]
+        return grey.bandjoin([grey, grey, *(image[band] for band in range(1, image.bands))])
+    return image
+
+
+def _decode(image: Any) -> Pixels:
+    dtype = np.uint16 if image.format == "ushort" else np.uint8
+    flat: Pixels = np.frombuffer(image.write_to_memory(), dtype=dtype)
+    return flat.reshape(image.height, image.width, image.bands)
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    """A view of stored [H, W, ...] pixels set upright, by EXIF's orientation."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    across = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::down, ::across]
+
+
+def _as_stored(picture: Picture, codec: _Codec) -> Any:
+    """A lazy pyvips image as it shall lie in the file; copies the pixels only to turn them."""
+    # Turned by 90 degrees and its inverse are each other's: 6 and 8. All others undo themselves.
+    undo = {6: 8, 8: 6}.get(picture.orientation, picture.orientation) if codec.has_orientation else 1
+    image = _vips(_turn(picture.pixels, undo))
+    if picture.is_grey:
+        image = image.bandmean()  # integer, rounded
+    if picture.alpha is not None:
+        image = image.bandjoin(_vips(_turn(picture.alpha, undo)))
+    if image.format == "ushort" and not codec.has_16_bits:
+        image = (image / 257).rint().cast("uchar")
+    spaces = ("srgb", "b-w") if image.format == "uchar" else ("rgb16", "grey16")
+    xres, yres = picture.resolution
+    image = image.copy(interpretation=spaces[picture.is_grey], xres=xres, yres=yres)
+    metadata = picture.metadata
+    if not codec.has_orientation:
+        metadata = _without(metadata, *_ORIENTATION_FIELDS)
+    for name, value in metadata.items():
+        image.set_type(_gtype(value), name, value)
+    return image
+
+
+def _vips(pixels: Pixels) -> Any:
+    pixels = np.ascontiguousarray(pixels)
+    bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    band_format = "ushort" if pixels.dtype == np.uint16 else "uchar"
+    return pyvips.Image.new_from_memory(pixels, pixels.shape[1], pixels.shape[0], bands, band_format)
+
+
+def _gtype(value: bytes | str | int) -> Any:
+    if isinstance(value, bytes):
+        return pyvips.GValue.blob_type
+    return pyvips.GValue.refstr_type if isinstance(value, str) else pyvips.GValue.gint_type
+
+
+@cache
+def _can_encode(image_format: ImageFormat) -> bool:
+    # Tried, not looked up: libvips offers heifsave also where libheif has no encoder behind it.
+    codec = _CODECS[image_format]
+    try:
+        pyvips.Operation.call(f"{codec.load}save_buffer", pyvips.Image.black(16, 16), **codec.save_options)
+    except pyvips.Error:
+        return False
+    return True
+
+
+def _other_format() -> str:
+    return "use --format " + ", ".join(form.value for form in ImageFormat if form.writable)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path` when all went well, and is gone otherwise."""
+    # Hidden, so that a folder being read never shows it; cut, so that long names stay within 255 bytes.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("x+b", buffering=0) as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _failing_as_image_error(path: Path, verb: str) -> Iterator[None]:
+    """Turn what the system or libvips says, often in several lines, into one line with a way out."""
+    try:
+        yield
+    except OSError as exc:
+        fix = "check the name and its permissions"
+        raise ImageError(f"{path}: cannot {verb}: {exc.strerror or exc}", fix=fix) from exc
+    except pyvips.Error as exc:
+        if verb == "write":
+            fix = "check the disk's space, or " + _other_format()
+        elif path.suffix.lower() in _CODECS[ImageFormat.HEIF].suffixes:
+            fix = "convert it to JPEG or PNG, or use a libvips with an HEVC decoder"
+        else:
+            fix = "the file may be damaged: fetch it again, or open and save it in an editor"
+        raise ImageError(f"{path}: cannot {verb}: {' '.join(str(exc).split())}", fix=fix) from exc

@@ -1,0 +1,1 @@
+"""Shipped weights and graphs; data only."""

@@ -1,0 +1,1 @@
+"""Training: weather synthesis, data, the paper's losses, the loop, evaluation."""

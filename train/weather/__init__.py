@@ -1,0 +1,1 @@
+"""Rain and snow laid over clean photographs: pure functions of image, parameters and chance."""
