@@ -73,7 +73,7 @@ class DRN(nn.Module):
         return relu(self.conv_in(torch.cat([y, x], dim=1)))
 
     def forward(self, y: Tensor) -> list[Tensor]:
-        """y: [B, 3, H, W], the degraded image. Returns every stage's x, shaped alike; the last is the result."""
+        """y: [B, 3, H, W], the degraded image. Returns every stage's x, shaped alike; the last counts."""
         x, stages = y, []
         for _ in range(self.inter_loops):
             f = self.stem(y, x)

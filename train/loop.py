@@ -112,7 +112,7 @@ class Trainer:
         temporary.replace(self.state_file)
 
     def train_step(self, batch: SceneBatch) -> Tensor:
-        """One step. Returns the loss and its parts, [4] float32. Raises TrainingError where it isn't finite."""
+        """One step. Returns the loss and its parts, [4] float32; TrainingError where it isn't finite."""
         recipe = self.recipe
         rate = learning_rate(recipe, self.step)
         for group in self.optimizer.param_groups:

@@ -55,7 +55,7 @@ def shrink_to(crop: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def as_8_bit(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+def as_8_bit(pixels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         return (pixels // 257).astype(np.uint8)
     return pixels.astype(np.uint8, copy=False)
@@ -109,7 +109,8 @@ def draw_severity(rng: np.random.Generator) -> float:
 
 
 def through_8_bits(image: Image) -> Image:
-    return np.round(image * np.float32(255)) / np.float32(255)
+    rounded: Image = np.round(image * np.float32(255)) / np.float32(255)
+    return rounded
 
 
 class WeatheredScenes(IterableDataset[SceneBatch]):

@@ -10,14 +10,9 @@ from cmudrn import __version__
 from cmudrn.train.loop import Trainer
 from cmudrn.train.recipe import TrainRecipe
 from cmudrn.train.scenes import PhotoSet, WeatheredScenes, find_photos
-from cmudrn.train.weather.streaks import SLANTED, STRAIGHT, StreakDatabase, streak_files
+from cmudrn.train.weather.streaks import SLANTED, STRAIGHT, StreakDatabase, is_held_out, streak_files
 
-__all__ = ["is_held_out", "open_run"]
-
-
-def is_held_out(streak_file: Path) -> bool:
-    """Whether the protocols own this streak file: every fifth streak is never trained on."""
-    return int(streak_file.stem.split("-")[0]) % 5 == 0
+__all__ = ["open_run"]
 
 
 def open_run(

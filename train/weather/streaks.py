@@ -27,6 +27,7 @@ __all__ = [
     "RainRecipe",
     "StreakDatabase",
     "StreakLayer",
+    "is_held_out",
     "render_streaks",
     "streak_files",
 ]
@@ -85,6 +86,11 @@ def streak_files(folder: Path) -> list[Path]:
             f"{folder}: no streak files", fix="give the folder with <id>-<type>.png of the database"
         )
     return sorted(files, key=lambda path: tuple(int(part) for part in path.stem.split("-")))
+
+
+def is_held_out(streak_file: Path) -> bool:
+    """Whether the protocols own this streak file: every fifth streak is never trained on."""
+    return int(streak_file.stem.split("-")[0]) % 5 == 0
 
 
 def otsu_threshold(grey: NDArray[np.uint8]) -> int:

@@ -1,0 +1,1 @@
+"""The command line: one file a stage, `app` turns errors into exit codes."""

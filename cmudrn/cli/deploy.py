@@ -1,0 +1,220 @@
+"""Commands of the stage `deploy`: they parse, call and print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cmudrn.errors import UsageError
+
+if TYPE_CHECKING:
+    from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.sources import Existing, InferJob
+
+__all__ = ["infer", "register"]
+
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="SRC...", help="Images, and folders with all below them.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="OUT",
+        help="Folder, or for one image a file. Default: photos-restored/ beside photos/, a-restored.jpg by a.jpg.",
+    ),
+]
+Loops = Annotated[int, typer.Option(metavar="1..7", help="Recursions: more is slower, and clears more.")]
+OutputChoice = Annotated[
+    str,
+    typer.Option(
+        "--output", metavar="fused|rain|snow", help="Which image: both networks' fused, or one's alone."
+    ),
+]
+Tile = Annotated[
+    int, typer.Option(metavar="PIXELS", help="Side of the tiles that larger images are cut into.")
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Shared by neighbouring tiles. Default: the least without visible seams.",
+        show_default=False,
+    ),
+]
+Batch = Annotated[int, typer.Option(metavar="N", help="Tiles restored at once.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Of the restoring. Default: one for each core.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace targets that are there already.")]
+SkipExisting = Annotated[
+    bool,
+    typer.Option("--skip-existing", help="Leave them, and restore the rest: goes on after an interruption."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Write png, jpeg, tiff or webp. Default: as the source.",
+        show_default=False,
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Refuse larger images undecoded. Default: DEFAULT_MAX.", show_default=False
+    ),
+]
+Weights = Annotated[str, typer.Option(metavar="NAME|FILE", help="Shipped weights, or a .safetensors file.")]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE|-", help="Write a report there; - is the standard output.", show_default=False
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("infer")(infer)
+
+
+def infer(
+    sources: Sources,
+    out: Out = None,
+    loops: Loops = 3,
+    output: OutputChoice = "fused",
+    tile: Tile = 512,
+    overlap: Overlap = None,
+    batch: Batch = 1,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
+    image_format: Format = None,
+    max_pixels: MaxPixels = None,
+    weights: Weights = "default",
+    json_to: Json = None,
+) -> None:
+    """Restore photographs taken in rain or snow.
+
+    Sources are never changed. A file that cannot be read is reported at the end and the others are done:
+    exit code 1. Bad options or paths stop everything before the first image: exit code 2.
+    """
+    from cmudrn.deploy.sources import InferJob
+    from cmudrn.engines.spec import Output
+    from cmudrn.images import DEFAULT_MAX_PIXELS, ImageFormat
+
+    job = InferJob(
+        sources=tuple(sources),
+        out=out,
+        loops=loops,
+        output=Output(_one_of("--output", output, [choice.value for choice in Output])),
+        tile_px=tile,
+        overlap_px=overlap,
+        batch=batch,
+        threads=threads,
+        existing=_existing(overwrite, skip_existing),
+        format=None
+        if image_format is None
+        else ImageFormat(_one_of("--format", image_format, [choice.value for choice in ImageFormat])),
+        max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+        weights=weights,
+    )
+    _check_report_path(json_to)
+    report = _run(job, keep_items=json_to is not None)
+    _print_end(report)
+    if json_to is not None:
+        _write_report(report, job, json_to)
+    raise typer.Exit(report.exit_code)
+
+
+def _run(job: InferJob, *, keep_items: bool) -> JobReport:
+    from cmudrn.deploy.pipeline import Backends, restore_images
+    from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.sources import check_sources, find_items
+
+    total = check_sources(job)
+    report = JobReport(keep_items=keep_items)
+    with (
+        Backends.for_job(job) as backends,
+        closing(restore_images(job, find_items(job), backends)) as results,
+        _progress(total, report) as show,
+    ):
+        for result in results:
+            report.add(result)
+            show()
+    return report
+
+
+def _existing(overwrite: bool, skip_existing: bool) -> Existing:
+    from cmudrn.deploy.sources import Existing
+
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing contradict each other", fix="give one of the two")
+    if overwrite:
+        return Existing.OVERWRITE
+    return Existing.SKIP if skip_existing else Existing.REFUSE
+
+
+def _one_of(option: str, value: str, choices: list[str]) -> str:
+    if value not in choices:
+        raise UsageError(f"{option} {value}", fix=f"give one of {', '.join(choices)}")
+    return value
+
+
+def _check_report_path(json_to: str | None) -> None:
+    """A report that could not be written is found out before the first image, not after the last."""
+    if json_to in (None, "-"):
+        return
+    path = Path(str(json_to))
+    if (
+        path.is_dir()
+        or not path.parent.is_dir()
+        or not os.access(path if path.exists() else path.parent, os.W_OK)
+    ):
+        raise UsageError(
+            f"--json {path}: cannot be written", fix="name a file in a folder that is there, or -"
+        )
+
+
+def _write_report(report: JobReport, job: InferJob, json_to: str) -> None:
+    settings = {"loops": job.loops, "output": job.output.value, "weights": job.weights}
+    text = json.dumps({"settings": settings, **report.to_json()}, indent=2)
+    if json_to == "-":
+        typer.echo(text)
+    else:
+        Path(json_to).write_text(text + "\n", encoding="utf-8")
+
+
+def _print_end(report: JobReport) -> None:
+    """To the standard error, as all that is said here: the standard output is the report's."""
+    lines = report.failure_lines()
+    if lines:
+        typer.echo("Not restored:", err=True)
+    for line in lines:
+        typer.echo(f"  {line}", err=True)
+    typer.echo(report.summary(), err=True)
+
+
+@contextmanager
+def _progress(total: int, report: JobReport) -> Iterator[Callable[[], None]]:
+    """A bar with images/s and the time left, on a terminal only; gives what to call after each image."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("- images/s", total=total)
+        yield lambda: progress.update(task, advance=1, description=f"{report.images_per_s:.1f} images/s")
