@@ -1,0 +1,1 @@
+"""Deployment: backends, tiling, the pipeline from files to files."""

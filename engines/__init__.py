@@ -1,0 +1,1 @@
+"""Engines: the spec, the typed graph, plans and the store of them."""
