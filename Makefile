@@ -8,7 +8,7 @@ TEST_ENV := .venv/test
 # mypy doesn't know setuptools' package-dir: it reads the installed layout from links.
 HOUSE    := .venv/house
 
-.PHONY: demo test check train graphs clean
+.PHONY: demo test check graphs clean
 
 demo: $(DEMO_ENV)/.done
 	$(DEMO_ENV)/bin/cmudrn infer examples/weather -o restored --overwrite
@@ -24,6 +24,10 @@ check: $(TEST_ENV)/.done
 	ln -s $(CURDIR)/cmudrn/* $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/deploy $(HOUSE)/cmudrn/
 	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy -p cmudrn
 	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy tests benchmarks
+
+# Whenever the shipped weights change; a test compares the two.
+graphs: $(TEST_ENV)/.done
+	$(TEST_ENV)/bin/python tools/ship_graphs.py
 
 # The demo needs no torch: what runs here is what runs on a small device.
 $(DEMO_ENV)/.done: pyproject.toml

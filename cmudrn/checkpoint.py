@@ -20,10 +20,46 @@ from cmudrn.errors import CheckpointError, EnvironmentMissing
 if TYPE_CHECKING:
     from cmudrn.model import CMUDRN
 
-__all__ = ["Checkpoint", "load_model", "read_checkpoint", "resolve_weights", "save_checkpoint"]
+__all__ = [
+    "TENSOR_SHAPES",
+    "Checkpoint",
+    "check_tensors",
+    "load_model",
+    "read_checkpoint",
+    "resolve_weights",
+    "save_checkpoint",
+]
 
 SHIPPED = Path(__file__).parent / "weights"
 FORMAT = "cmudrn-1"
+
+
+def _conv_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs, 3, 3), f"{name}.bias": (outputs,)}
+
+
+# What a CMUDRN is made of, for those who read weights without torch; a test compares it with the model.
+TENSOR_SHAPES: dict[str, tuple[int, ...]] = {
+    tensor: shape
+    for layer, inputs, outputs in (
+        *(
+            (f"{branch}.{layer}", inputs, outputs)
+            for branch in ("rain", "snow")
+            for layer, inputs, outputs in (
+                ("conv_in", 6, 16),
+                ("block1.conv1", 16, 16),
+                ("block1.conv2", 16, 16),
+                ("block2.conv1", 16, 16),
+                ("block2.conv2", 16, 16),
+                ("conv_out", 16, 3),
+            )
+        ),
+        ("fusion.conv1", 6, 16),
+        ("fusion.conv2", 16, 16),
+        ("fusion.conv3", 16, 3),
+    )
+    for tensor, shape in _conv_shapes(layer, inputs, outputs).items()
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +160,15 @@ def load_model(name_or_path: str | Path = "default", *, loops: int | None = None
         stitches=checkpoint.stitches,
     )
     model = CMUDRN(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_tensors(checkpoint, expected, str(name_or_path))
+    check_tensors(checkpoint, str(name_or_path))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()})
     return model.eval()
 
 
-def check_tensors(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]], name: str) -> None:
+def check_tensors(checkpoint: Checkpoint, name: str) -> None:
     """Raises CheckpointError for the first tensor that is missing, superfluous, misshapen or not finite."""
     fix = "give weights of CMUDRN with 16 channels"
-    for tensor, shape in expected.items():
+    for tensor, shape in TENSOR_SHAPES.items():
         if tensor not in checkpoint.tensors:
             raise CheckpointError(f"{name}: tensor {tensor} {shape} is missing", fix=fix)
         found = checkpoint.tensors[tensor]
@@ -141,6 +176,6 @@ def check_tensors(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]], 
             raise CheckpointError(f"{name}: tensor {tensor} has shape {found.shape}, not {shape}", fix=fix)
         if found.dtype != np.float32 or not np.isfinite(found).all():
             raise CheckpointError(f"{name}: tensor {tensor} is not finite float32", fix="train it again")
-    superfluous = sorted(set(checkpoint.tensors) - set(expected))
+    superfluous = sorted(set(checkpoint.tensors) - set(TENSOR_SHAPES))
     if superfluous:
         raise CheckpointError(f"{name}: tensor {superfluous[0]} is not part of the model", fix=fix)

@@ -25,7 +25,7 @@ def check_pair(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
 
 
 def psnr_db(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two uint8 images over all values, in decibels; infinite if they are equal.
+    """Peak signal-to-noise ratio of two uint8 images over all values, in decibels; infinite for equal ones.
 
     Raises ImageError for other dtypes or different shapes.
     """

@@ -1,1 +1,5 @@
-"""Engines: the spec, the typed graph, plans and the store of them."""
+"""Engines: what is asked for (`spec`), and the weights as an ONNX graph (`graph`, needs `onnx`)."""
+
+from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision, receptive_radius
+
+__all__ = ["EngineSpec", "Output", "Pixel", "Precision", "receptive_radius"]

@@ -21,7 +21,6 @@ CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="cmudrn",
     help="Remove rain and snow from photographs.",
-    no_args_is_help=True,
     rich_markup_mode=None,  # plain help: half the time of the boxed one, and it can be piped
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,7 +50,11 @@ def cmudrn(
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns 0, 1 where a part failed, 2 for usage or environment, 130 for Ctrl-C."""
     try:
-        code = app(args, prog_name="cmudrn", standalone_mode=False)
+        code = app(
+            list(sys.argv[1:] if args is None else args) or ["--help"],
+            prog_name="cmudrn",
+            standalone_mode=False,
+        )
     except CmudrnError as exc:
         return _complain(exc.what, exc.fix, exc.exit_code)
     except CommandLineError as exc:

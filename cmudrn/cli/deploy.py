@@ -15,13 +15,13 @@ import typer
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
+    from cmudrn.deploy.job import Existing, InferJob
     from cmudrn.deploy.report import JobReport
-    from cmudrn.deploy.sources import Existing, InferJob
 
 __all__ = ["infer", "register"]
 
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC...", help="Images, and folders with all below them.")
+    list[Path], typer.Argument(metavar="SRC", help="Images, and folders with all below them.")
 ]
 Out = Annotated[
     Path | None,
@@ -29,7 +29,7 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="OUT",
-        help="Folder, or for one image a file. Default: photos-restored/ beside photos/, a-restored.jpg by a.jpg.",
+        help="Folder, or file for one image. Default: photos/ to photos-restored/, a.jpg to a-restored.jpg",
     ),
 ]
 Loops = Annotated[int, typer.Option(metavar="1..7", help="Recursions: more is slower, and clears more.")]
@@ -65,14 +65,14 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="Write png, jpeg, tiff or webp. Default: as the source.",
+        help="Write jpeg, png, tiff, webp, avif or heif. Default: as the source.",
         show_default=False,
     ),
 ]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Refuse larger images undecoded. Default: DEFAULT_MAX.", show_default=False
+        metavar="N", help="Refuse larger images undecoded. Default: 400,000,000.", show_default=False
     ),
 ]
 Weights = Annotated[str, typer.Option(metavar="NAME|FILE", help="Shipped weights, or a .safetensors file.")]
@@ -109,7 +109,7 @@ def infer(
     Sources are never changed. A file that cannot be read is reported at the end and the others are done:
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
     """
-    from cmudrn.deploy.sources import InferJob
+    from cmudrn.deploy.job import InferJob
     from cmudrn.engines.spec import Output
     from cmudrn.images import DEFAULT_MAX_PIXELS, ImageFormat
 
@@ -138,14 +138,15 @@ def infer(
 
 
 def _run(job: InferJob, *, keep_items: bool) -> JobReport:
-    from cmudrn.deploy.pipeline import Backends, restore_images
+    from cmudrn.deploy.backend import Backends
+    from cmudrn.deploy.pipeline import restore_images
     from cmudrn.deploy.report import JobReport
     from cmudrn.deploy.sources import check_sources, find_items
 
     total = check_sources(job)
     report = JobReport(keep_items=keep_items)
     with (
-        Backends.for_job(job) as backends,
+        Backends(job) as backends,
         closing(restore_images(job, find_items(job), backends)) as results,
         _progress(total, report) as show,
     ):
@@ -156,7 +157,7 @@ def _run(job: InferJob, *, keep_items: bool) -> JobReport:
 
 
 def _existing(overwrite: bool, skip_existing: bool) -> Existing:
-    from cmudrn.deploy.sources import Existing
+    from cmudrn.deploy.job import Existing
 
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other", fix="give one of the two")

@@ -1,0 +1,264 @@
+"""What a job reads and where each result goes, found out before anything is touched."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.errors import UsageError
+from cmudrn.images import READABLE_SUFFIXES, ImageFormat, writable
+
+__all__ = ["Item", "check_sources", "find_items"]
+
+Identity = tuple[int, int]  # device and inode: one folder, whatever its names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    source: Path
+    target: Path
+    problem: str = ""  # why it cannot be read at all; the pipeline reports it as failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Root:
+    """One source as it was given, and the file or folder that becomes of it."""
+
+    source: Path
+    target: Path
+    is_folder: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Visit:
+    """One folder: what it is, and its images in order of their names."""
+
+    identity: Identity | None
+    target: Path
+    items: tuple[Item, ...]
+
+
+def check_sources(job: InferJob) -> int:
+    """Walks all sources once, and touches nothing. Returns how many items `find_items` will give.
+
+    Raises UsageError for all that would only surface half-way: a missing source, one that is its own
+    target or contains it, a target that is there already, two sources for one target, no way to write.
+    """
+    count = 0
+    read: set[Identity] = set()
+    written: dict[Identity, Path] = {}
+    roots = _roots(job)
+    _need_own_targets(Item(source=root.source, target=root.target) for root in roots)
+    for root in roots:
+        before = count
+        for visit in _visits(root, job):
+            if visit.identity:
+                read.add(visit.identity)
+            if visit.items:
+                written |= _writable_chain(visit.target)
+            _need_own_targets(visit.items)
+            for item in visit.items:
+                _check_item(item, job)
+            count += len(visit.items)
+        if count == before:
+            raise UsageError(
+                f"{root.source}: no images in it", fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES))}"
+            )
+    for identity in read & written.keys():
+        _refuse_out_in_source(written[identity])
+    return count
+
+
+def find_items(job: InferJob) -> Iterator[Item]:
+    """The items in order, lazily: one folder's names are in memory at a time."""
+    for root in _roots(job):
+        for visit in _visits(root, job):
+            yield from visit.items
+
+
+def _roots(job: InferJob) -> list[_Root]:
+    for source in job.sources:
+        try:
+            source.stat()
+        except OSError as exc:
+            raise UsageError(f"{source}: {exc.strerror}", fix="name an image or a folder") from exc
+    if job.out is None:
+        return [_beside(source, job) for source in job.sources]
+    if len(job.sources) > 1:
+        return [_inside(job.out, source, job) for source in job.sources]
+    source, out = job.sources[0], job.out
+    if source.is_dir():
+        return [_Root(source=source, target=out, is_folder=True)]
+    if out.is_dir() or not _names_an_image(out):
+        return [_inside(out, source, job)]
+    if job.format and _with_format(out.name, job) != out.name:
+        raise UsageError(f"-o {out} contradicts --format {job.format.value}", fix="give one of the two")
+    if not writable(out.suffix):
+        raise UsageError(
+            f"-o {out}: {out.suffix} is not written", fix="name a .png, .jpg, .tif or .webp file"
+        )
+    return [_Root(source=source, target=out, is_folder=False)]
+
+
+def _beside(source: Path, job: InferJob) -> _Root:
+    """photos/ -> photos-restored/, a.jpg -> a-restored.jpg."""
+    named = source if source.name not in ("", "..") else source.resolve()
+    if not named.name:
+        raise UsageError(f"{source}: nothing can stand beside it", fix="say where to write: -o OUT")
+    if source.is_dir():
+        return _Root(source=source, target=named.with_name(f"{named.name}-restored"), is_folder=True)
+    target = Path(_with_format(source.name, job))
+    return _Root(
+        source=source, target=source.with_name(f"{target.stem}-restored{target.suffix}"), is_folder=False
+    )
+
+
+def _inside(out: Path, source: Path, job: InferJob) -> _Root:
+    is_folder = source.is_dir()
+    name = source.name if source.name not in ("", "..") else source.resolve().name
+    return _Root(
+        source=source, target=out / (name if is_folder else _with_format(name, job)), is_folder=is_folder
+    )
+
+
+def _names_an_image(out: Path) -> bool:
+    kind, _ = mimetypes.guess_type(out.name)
+    return out.suffix.lower() in READABLE_SUFFIXES or (kind or "").startswith("image/")
+
+
+def _with_format(name: str, job: InferJob) -> str:
+    suffix = Path(name).suffix
+    if job.format is None or ImageFormat.of(suffix) is job.format:
+        return name
+    return (name.removesuffix(suffix) if ImageFormat.of(suffix) else name) + job.format.suffix
+
+
+def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
+    """The folder and all below it, depth first; a file is a visit of one item and no folder."""
+    if not root.is_folder:
+        problem = _problem(root.source)
+        if not problem and root.target.suffix.lower() not in READABLE_SUFFIXES:
+            problem = "not an image by its name (to try it all the same, say what to write: --format png)"
+        item = Item(source=root.source, target=root.target, problem=problem)
+        yield _Visit(identity=None, target=root.target.parent, items=(item,))
+        return
+    # A link that leads back to what holds the source is a loop too, hence its parents.
+    above = frozenset(_identity(parent) for parent in root.source.resolve().parents)
+    stack = [(root.source, root.target, above)]
+    while stack:
+        folder, target, above = stack.pop()
+        try:
+            identity = _identity(folder)
+            if identity in above:
+                continue
+            images, folders = _listing(folder)
+        except OSError as exc:
+            unread = Item(source=folder, target=target, problem=f"folder not read: {exc.strerror}")
+            yield _Visit(identity=None, target=target.parent, items=(unread,))
+            continue
+        items = tuple(
+            Item(
+                source=folder / name, target=target / _with_format(name, job), problem=_problem(folder / name)
+            )
+            for name in images
+        )
+        yield _Visit(identity=identity, target=target, items=items)
+        below = above | {identity}
+        stack.extend((folder / name, target / name, below) for name in reversed(folders))
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the images and of the folders, each sorted; links are followed."""
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_folder(entry):
+                folders.append(entry.name)
+            elif _is_image_name(entry.name):
+                images.append(entry.name)
+    return sorted(images), sorted(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look
+        return False
+
+
+def _is_image_name(name: str) -> bool:
+    """By its suffix; neither what macOS lays beside a file (._a.jpg) nor our own half-written ones."""
+    hidden = name.startswith("._") or (name.startswith(".") and ".part" in name)
+    return not hidden and Path(name).suffix.lower() in READABLE_SUFFIXES
+
+
+def _problem(source: Path) -> str:
+    """Why a source must not even be opened: a pipe would block for ever."""
+    try:
+        mode = source.stat().st_mode
+    except OSError as exc:
+        return exc.strerror or "cannot be read"
+    return "" if stat.S_ISREG(mode) else "not a regular file"
+
+
+def _identity(folder: Path) -> Identity:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_item(item: Item, job: InferJob) -> None:
+    if item.problem:
+        return
+    suffix = item.target.suffix
+    if suffix.lower() in READABLE_SUFFIXES and not writable(suffix):
+        raise UsageError(
+            f"{item.source}: {suffix} is read but not written", fix="say what to write: --format png"
+        )
+    if item.target.is_dir():
+        raise UsageError(f"{item.target}: a folder is in the way", fix="give another OUT")
+    if item.target.exists() and item.target.samefile(item.source):
+        raise UsageError(
+            f"{item.source} would be its own target", fix="give another OUT; sources are never replaced"
+        )
+    if job.existing is Existing.REFUSE and os.path.lexists(item.target):
+        raise UsageError(f"{item.target} is there already", fix="add --overwrite or --skip-existing")
+
+
+def _need_own_targets(items: Iterable[Item]) -> None:
+    seen: dict[Path, Path] = {}
+    for item in items:
+        target = item.target.absolute()
+        if target in seen:
+            raise UsageError(
+                f"{seen[target]} and {item.source} would both become {item.target}",
+                fix="restore them one after the other, each to an OUT of its own",
+            )
+        seen[target] = item.source
+
+
+def _writable_chain(folder: Path) -> dict[Identity, Path]:
+    """`folder`, where it is there, and what holds it. Raises UsageError where it cannot be written to."""
+    nearest = folder
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UsageError(
+            f"{nearest}: a file is in the way of a folder", fix="give another OUT, or move the file"
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{nearest}: no permission to write there", fix="give another OUT")
+    real = nearest.resolve()
+    return {_identity(path): folder for path in (real, *real.parents)}
+
+
+def _refuse_out_in_source(out: Path) -> NoReturn:
+    raise UsageError(
+        f"{out} is a source, or inside one, and would be read again",
+        fix="give an OUT beside the source: -o OUT",
+    )
