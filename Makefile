@@ -23,7 +23,7 @@ check: $(TEST_ENV)/.done
 	rm -rf $(HOUSE) && mkdir -p $(HOUSE)/cmudrn
 	ln -s $(CURDIR)/cmudrn/* $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/deploy $(HOUSE)/cmudrn/
 	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy -p cmudrn
-	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy tests benchmarks
+	MYPYPATH=$(HOUSE):tests:benchmarks $(TEST_ENV)/bin/mypy tests benchmarks tools examples
 
 # Whenever the shipped weights change; a test compares the two.
 graphs: $(TEST_ENV)/.done

@@ -42,14 +42,20 @@ class CmudrnError(Exception):
 
 
 class UsageError(CmudrnError):
+    """An option, argument or value that makes no sense; nothing was touched."""
+
     exit_code = 2
 
 
 class EnvironmentMissing(CmudrnError):
+    """A package, a device or a file of ours is not there."""
+
     exit_code = 2
 
 
 class CheckpointError(CmudrnError):
+    """Weights that cannot be read, or that are not those of this model."""
+
     exit_code = 2
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Header",
     "ImageFormat",
     "Picture",
+    "Pixels",
     "read_header",
     "read_picture",
     "writable",
@@ -47,7 +48,7 @@ if hasattr(pyvips, "concurrency_set"):  # pyvips 3.2; before it, the environment
 DEFAULT_MAX_PIXELS = 400_000_000
 LOSSY_QUALITY = 95  # JPEG, WebP, AVIF, HEIF; chroma at full resolution where the format has it
 
-Pixels: TypeAlias = "NDArray[np.uint8 | np.uint16]"
+Pixels: TypeAlias = "NDArray[np.uint8 | np.uint16]"  # [H, W, 3]
 Metadata: TypeAlias = "Mapping[str, bytes | str | int]"  # libvips' field names
 
 _KEPT_FIELDS = (  # and all that begin so

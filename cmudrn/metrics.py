@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ PEAK = 255.0
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def check_pair(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
+def check_pair(a: NDArray[Any], b: NDArray[Any]) -> None:
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
         raise ImageError(
             f"cannot compare {a.dtype} {a.shape} with {b.dtype} {b.shape}",
@@ -24,7 +26,7 @@ def check_pair(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> None:
         )
 
 
-def psnr_db(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+def psnr_db(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Peak signal-to-noise ratio of two uint8 images over all values, in decibels; infinite for equal ones.
 
     Raises ImageError for other dtypes or different shapes.
@@ -44,7 +46,7 @@ def blur(x: Array) -> Array:
     return np.asarray(sum(weight * down[:, i : i + columns] for i, weight in enumerate(weights)))
 
 
-def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+def ssim(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, population variance.
 
     a, b: [H, W, C] uint8, H and W >= 11. Averaged over channels and over the windows that lie inside.

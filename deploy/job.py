@@ -33,7 +33,7 @@ class InferJob:
     out: Path | None = None  # None: beside each source, with "-restored" in the name
     loops: int = 3  # T: inter = intra = T, 1 to 7
     output: Output = Output.FUSED
-    tile_px: int = 512  # side of a square tile, overlap included
+    tile_px: int = 768  # side of a square tile, overlap included
     overlap_px: int | None = None  # None: the smallest with PSNR >= 60 dB against the whole image
     batch: int = 1  # tiles at once
     threads: int | None = None  # of the backend; None: one for each core

@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -38,7 +38,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else ends the job
 
 
-def restore_images(job: InferJob, items: Iterable[Item], backends: Backends) -> Iterator[ItemResult]:
+def restore_images(
+    job: InferJob, items: Iterable[Item], backends: Backends
+) -> Generator[ItemResult, None, None]:
     """Restores the items, yielding each one's result as it ends, in the order they end.
 
     An image that cannot be read, restored or written is a failed result, and the others go on. Anything

@@ -14,6 +14,8 @@ SHOWN_FAILURES = 20  # listed at the end; the rest is a count
 
 
 class Status(str, Enum):
+    """How one image ended."""
+
     RESTORED = "restored"
     SKIPPED = "skipped"  # the target was there already
     FAILED = "failed"

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.deploy.backend import Backend, PixelBatch
 from cmudrn.errors import UsageError
+from cmudrn.images import Pixels
 
 __all__ = ["Span", "TilePlan", "plan_tiles", "restore_pixels"]
-
-Pixels: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint16]"  # [H, W, 3]
 
 UINT16_PEAK = np.float32(65535)
 
@@ -101,14 +100,14 @@ def _batches(pixels: Pixels, plan: TilePlan, batch: int) -> Iterator[PixelBatch]
     places = iter(plan)
     while some := list(islice(places, batch)):
         tiles = np.stack([pixels[row.start : row.stop, column.start : column.stop] for row, column in some])
-        yield _to_float(tiles) if tiles.dtype == np.uint16 else cast(PixelBatch, tiles)
+        yield _to_float(tiles) if tiles.dtype == np.uint16 else cast("NDArray[np.uint8]", tiles)
 
 
-def _to_float(tiles: NDArray[np.uint16]) -> NDArray[np.float32]:
+def _to_float(tiles: NDArray[np.generic]) -> NDArray[np.float32]:
     """0..65535 to [0, 1]: 16-bit photographs go through the float32 graph, so that no bit is lost."""
-    return tiles.astype(np.float32) / UINT16_PEAK
+    return np.asarray(tiles.astype(np.float32) / UINT16_PEAK)
 
 
 def _to_uint16(image: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Rounded half up, as the graph rounds to uint8; float32 has the bits for it."""
-    return (image * UINT16_PEAK + np.float32(0.5)).astype(np.uint16)
+    return np.asarray(image * UINT16_PEAK + np.float32(0.5)).astype(np.uint16)

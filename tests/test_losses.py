@@ -27,8 +27,11 @@ def test_the_terms_are_those_of_the_equations() -> None:
     """Images that differ by 0.1 everywhere, no SSIM: mean of squares 0.01, root 0.1."""
     clean = torch.full((1, 3, 16, 16), 0.5)
     off, exact = clean + 0.1, clean.clone()
-    both = lambda rainy, snowy: torch.cat([rainy, snowy])  # noqa: E731
-    restored = Restored(both(off, exact), [both(off, exact), both(exact, off)], [both(exact, exact)] * 2)
+    restored = Restored(
+        torch.cat([off, exact]),
+        [torch.cat([off, exact]), torch.cat([exact, off])],
+        [torch.cat([exact, exact])] * 2,
+    )
     terms = cmudrn_loss(restored, clean, LossWeights(ssim=0, squared=1, root=1))
     assert terms.local.item() == pytest.approx(
         0.0, abs=1e-7
@@ -48,6 +51,6 @@ def test_each_weather_supervises_its_own_branch() -> None:
     rain_only = Restored(
         restored.fused.detach(), restored.rain_stages, [x.detach() for x in restored.snow_stages]
     )
-    cmudrn_loss(rain_only, clean, LossWeights()).total.backward()
+    cmudrn_loss(rain_only, clean, LossWeights()).total.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is None for parameter in model.snow.parameters())
     assert all(parameter.grad is not None for parameter in model.rain.parameters())

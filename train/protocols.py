@@ -38,6 +38,8 @@ SEED = 2211_08290
 
 
 class Protocol(str, Enum):
+    """By the name that `cmudrn evaluate` takes."""
+
     BSD_RAIN = "bsd-rain"
     BSD_SNOW = "bsd-snow"
 

@@ -85,6 +85,7 @@ Json = Annotated[
 
 
 def register(app: typer.Typer) -> None:
+    """Adds the commands to the application."""
     app.command("infer")(infer)
 
 
@@ -93,7 +94,7 @@ def infer(
     out: Out = None,
     loops: Loops = 3,
     output: OutputChoice = "fused",
-    tile: Tile = 512,
+    tile: Tile = 768,
     overlap: Overlap = None,
     batch: Batch = 1,
     threads: Threads = None,

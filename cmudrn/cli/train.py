@@ -41,6 +41,7 @@ Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first ima
 
 
 def register(app: typer.Typer) -> None:
+    """Adds the commands to the application."""
     app.command()(train)
     app.command()(evaluate)
 
