@@ -23,20 +23,6 @@ from cmudrn.train.weather.streaks import (
 from cmudrn.train.weather.weathered import Image
 
 
-@pytest.fixture(scope="module")
-def streaks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten small files of upright white lines of many sizes, named as the database's."""
-    folder = tmp_path_factory.mktemp("streaks")
-    rng = np.random.default_rng(0)
-    for number in range(1, 11):
-        file = np.zeros((100, 160), np.uint8)
-        for _ in range(40):
-            top, left = rng.integers(90), rng.integers(155)
-            file[top : top + rng.integers(3, 40), left : left + rng.integers(1, 4)] = rng.integers(120, 255)
-        pyvips.Image.new_from_array(file).write_to_file(str(folder / f"{number}-4.png"))
-    return folder
-
-
 @pytest.fixture
 def clean() -> Image:
     return np.random.default_rng(1).uniform(0, 0.5, (70, 90, 3)).astype(np.float32)

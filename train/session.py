@@ -23,9 +23,9 @@ def open_run(
     photos: folders of clean photographs. streaks: the Columbia database.
     max_streak_files: spread evenly over the database; more cost start-up time and memory (7 MB each).
     """
-    photo_set = PhotoSet(find_photos(photos), recipe.crop_px)
     files = [file for file in streak_files(streaks) if not is_held_out(file)]
     files = files[:: max(1, len(files) // max_streak_files)][:max_streak_files]
+    photo_set = PhotoSet(find_photos(photos), recipe.crop_px)
     rains = [StreakDatabase.load(files, rain) for rain in (STRAIGHT, SLANTED)]
     streak_hash = hashlib.sha256(
         b"".join(file.name.encode() + file.read_bytes() for file in files)

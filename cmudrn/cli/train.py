@@ -46,6 +46,12 @@ def register(app: typer.Typer) -> None:
     app.command()(evaluate)
 
 
+def need_positive(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}", fix="give 1 or more")
+
+
 def need_torch() -> None:
     try:
         import torch  # noqa: F401
@@ -67,6 +73,7 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train weights on clean photographs with rain and snow laid over them."""
+    need_positive(threads=threads)
     need_torch()
     import torch
 
@@ -105,6 +112,7 @@ def evaluate(
     limit: Limit = None,
 ) -> None:
     """Score weights on an evaluation protocol: PSNR and SSIM, beside the input's own."""
+    need_positive(loops=loops, limit=limit)
     need_torch()
     from cmudrn.train.protocols import Protocol, evaluate, restorer
 
