@@ -13,8 +13,6 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -23,18 +21,15 @@ import pyvips
 from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError, ImageTooLarge
+from cmudrn.formats import CODECS, Codec, ImageFormat, sniff
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
-    "LOSSY_QUALITY",
-    "READABLE_SUFFIXES",
     "Header",
-    "ImageFormat",
     "Picture",
     "Pixels",
     "read_header",
     "read_picture",
-    "writable",
     "write_picture",
 ]
 
@@ -46,7 +41,6 @@ if hasattr(pyvips, "concurrency_set"):  # pyvips 3.2; before it, the environment
 
 # 400 million pixels are 1.2 GB at 8 bits: above any camera, below what a small file may claim to unpack to.
 DEFAULT_MAX_PIXELS = 400_000_000
-LOSSY_QUALITY = 95  # JPEG, WebP, AVIF, HEIF; chroma at full resolution where the format has it
 
 Pixels: TypeAlias = "NDArray[np.uint8 | np.uint16]"  # [H, W, 3]
 Metadata: TypeAlias = "Mapping[str, bytes | str | int]"  # libvips' field names
@@ -54,83 +48,6 @@ Metadata: TypeAlias = "Mapping[str, bytes | str | int]"  # libvips' field names
 _KEPT_FIELDS = (  # and all that begin so
     *("icc-profile-data", "exif-", "xmp-data", "iptc-data", "orientation", "resolution-unit"),
     *("png-comment-", "photoshop-data", "image-description"),
-)
-
-
-class ImageFormat(str, Enum):
-    """A format by the name that `--format` takes."""
-
-    JPEG = "jpeg"
-    PNG = "png"
-    TIFF = "tiff"
-    WEBP = "webp"
-    AVIF = "avif"
-    HEIF = "heif"
-
-    @property
-    def suffix(self) -> str:
-        """The suffix for new files, with its dot."""
-        return _CODECS[self].suffixes[0]
-
-    @property
-    def writable(self) -> bool:
-        """Whether the libvips at hand can encode it; HEIF often lacks its HEVC encoder."""
-        return _can_encode(self)
-
-    @classmethod
-    def of(cls, suffix: str) -> ImageFormat | None:
-        """The format of a suffix such as `.JPG`, or None."""
-        return next((form for form, codec in _CODECS.items() if suffix.lower() in codec.suffixes), None)
-
-
-@dataclass(frozen=True)
-class _Codec:
-    suffixes: tuple[str, ...]
-    load: str  # libvips' name of the loader is load + "load"; the saver's, load + "save"
-    save_options: Mapping[str, object]
-    has_16_bits: bool = False
-    has_alpha: bool = True
-    # libheif turns pictures itself while it decodes, so these are written upright, with no tag.
-    has_orientation: bool = True
-
-
-_HEIF_OPTIONS = {"Q": LOSSY_QUALITY, "subsample_mode": "off"}
-_CODECS = {
-    # No optimize_coding: it holds all coefficients (on a 40 MP gradient, 627 MB at the peak, not 174).
-    ImageFormat.JPEG: _Codec(
-        (".jpg", ".jpeg"),
-        "jpeg",
-        {"Q": LOSSY_QUALITY, "subsample_mode": "off"},
-        has_alpha=False,
-    ),
-    # paeth: on a photograph a third smaller than libvips' default of no filter, for 60 % more time.
-    ImageFormat.PNG: _Codec((".png",), "png", {"compression": 6, "filter": "paeth"}, has_16_bits=True),
-    ImageFormat.TIFF: _Codec(
-        (".tif", ".tiff"), "tiff", {"compression": "deflate", "predictor": "horizontal"}, has_16_bits=True
-    ),
-    # exact: keeps the colour under transparent pixels. Lossy WebP is 4:2:0 by its specification.
-    ImageFormat.WEBP: _Codec(
-        (".webp",), "webp", {"Q": LOSSY_QUALITY, "smart_subsample": True, "exact": True}
-    ),
-    # At most 12 bits here: 16-bit pixels lose their lowest four.
-    ImageFormat.AVIF: _Codec(
-        (".avif",), "heif", {**_HEIF_OPTIONS, "compression": "av1"}, has_16_bits=True, has_orientation=False
-    ),
-    ImageFormat.HEIF: _Codec(
-        (".heic", ".heif"),
-        "heif",
-        {**_HEIF_OPTIONS, "compression": "hevc"},
-        has_16_bits=True,
-        has_orientation=False,
-    ),
-}
-
-# Lower case. HEIC stands here although many a libvips has no HEVC decoder: an error beats a file passed by.
-READABLE_SUFFIXES: frozenset[str] = frozenset(
-    suffix
-    for codec in _CODECS.values()
-    if pyvips.type_find("VipsForeignLoad", f"{codec.load}load_source")
-    for suffix in codec.suffixes
 )
 
 
@@ -223,7 +140,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
         raise ImageError(
             f"{path}: cannot write {path.suffix or 'a name without suffix'}", fix=_other_format()
         )
-    codec = _CODECS[image_format]
+    codec = CODECS[image_format]
     if picture.alpha is not None and not codec.has_alpha:
         raise ImageError(f"{path}: {image_format.value} has no transparency", fix="use --format png")
     options = dict(codec.save_options)
@@ -237,42 +154,18 @@ def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
         pyvips.Operation.call(f"{codec.load}save_target", _as_stored(picture, codec), target, **options)
 
 
-def writable(suffix: str) -> bool:
-    """Whether write_picture can write this suffix (`.png`, `.TIF`) here; a job can ask before it starts."""
-    image_format = ImageFormat.of(suffix)
-    return image_format is not None and image_format.writable
-
-
-def _sniff(start: bytes) -> ImageFormat | None:
-    """The format by its first bytes: libvips' own search would also try SVG, PDF and other loaders."""
-    if start.startswith(b"\xff\xd8\xff"):
-        return ImageFormat.JPEG
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ImageFormat.PNG
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return ImageFormat.TIFF
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return ImageFormat.WEBP
-    if start[4:8] == b"ftyp":
-        if start[8:12] in (b"avif", b"avis"):
-            return ImageFormat.AVIF
-        if start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
-            return ImageFormat.HEIF
-    return None
-
-
 def _open(file: BinaryIO, path: Path, max_pixels: int) -> tuple[ImageFormat, Any]:
     """A lazy pyvips image as stored, checked as far as its header goes."""
     start = file.read(16)
     file.seek(0)
-    image_format = _sniff(start)
+    image_format = sniff(start)
     if image_format is None:
         what = "an image of a known format" if start else "an image: the file is empty"
         raise ImageError(f"{path}: not {what}", fix="give JPEG, PNG, TIFF, WebP, AVIF or HEIF files")
     source = pyvips.Source.new_from_descriptor(file.fileno())
     # fail_on error includes truncated, and checks PNG's checksums; "warning" refuses sound files.
     options = {"access": "sequential", "fail_on": "error"}
-    image = pyvips.Operation.call(f"{_CODECS[image_format].load}load_source", source, **options)
+    image = pyvips.Operation.call(f"{CODECS[image_format].load}load_source", source, **options)
     _check(image, path, max_pixels)
     return image_format, image
 
@@ -300,7 +193,7 @@ def _check(image: Any, path: Path, max_pixels: int) -> None:
 
 def _orientation(image: Any, image_format: ImageFormat) -> int:
     """EXIF orientation of the pixels as decoded: 1 after libheif, which has turned them already."""
-    if not _CODECS[image_format].has_orientation or "orientation" not in image.get_fields():
+    if not CODECS[image_format].has_orientation or "orientation" not in image.get_fields():
         return 1
     value = int(image.get("orientation"))
     return value if 1 <= value <= 8 else 1
@@ -346,7 +239,7 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
     return pixels[::down, ::across]
 
 
-def _as_stored(picture: Picture, codec: _Codec) -> Any:
+def _as_stored(picture: Picture, codec: Codec) -> Any:
     """A lazy pyvips image as it shall lie in the file; copies the pixels only to turn them."""
     # Turned by 90 degrees and its inverse are each other's: 6 and 8. All others undo themselves.
     undo = {6: 8, 8: 6}.get(picture.orientation, picture.orientation) if codec.has_orientation else 1
@@ -381,17 +274,6 @@ def _gtype(value: bytes | str | int) -> Any:
     return pyvips.GValue.refstr_type if isinstance(value, str) else pyvips.GValue.gint_type
 
 
-@cache
-def _can_encode(image_format: ImageFormat) -> bool:
-    # Tried, not looked up: libvips offers heifsave also where libheif has no encoder behind it.
-    codec = _CODECS[image_format]
-    try:
-        pyvips.Operation.call(f"{codec.load}save_buffer", pyvips.Image.black(16, 16), **codec.save_options)
-    except pyvips.Error:
-        return False
-    return True
-
-
 def _other_format() -> str:
     return "use --format " + ", ".join(form.value for form in ImageFormat if form.writable)
 
@@ -420,7 +302,7 @@ def _failing_as_image_error(path: Path, verb: str) -> Iterator[None]:
     except pyvips.Error as exc:
         if verb == "write":
             fix = "check the disk's space, or " + _other_format()
-        elif path.suffix.lower() in _CODECS[ImageFormat.HEIF].suffixes:
+        elif path.suffix.lower() in CODECS[ImageFormat.HEIF].suffixes:
             fix = "convert it to JPEG or PNG, or use a libvips with an HEVC decoder"
         else:
             fix = "the file may be damaged: fetch it again, or open and save it in an editor"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cmudrn.engines.spec import Output
 from cmudrn.errors import UsageError
-from cmudrn.images import DEFAULT_MAX_PIXELS, ImageFormat
+from cmudrn.formats import ImageFormat
+from cmudrn.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["DEFAULT_OVERLAP_PX", "Existing", "InferJob"]
 

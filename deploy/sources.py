@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.errors import UsageError
-from cmudrn.images import READABLE_SUFFIXES, ImageFormat, writable
+from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
 
 __all__ = ["Item", "check_sources", "find_items"]
 

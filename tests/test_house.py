@@ -84,7 +84,8 @@ def test_importing_and_asking_for_help_load_nothing_heavy(code: str, tmp_path: P
 def test_restoring_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
     import numpy as np
 
-    from cmudrn.images import ImageFormat, Picture, write_picture
+    from cmudrn.formats import ImageFormat
+    from cmudrn.images import Picture, write_picture
 
     picture = Picture(np.zeros((8, 8, 3), np.uint8), None, ImageFormat.PNG, False, 1, (1.0, 1.0), {})
     write_picture(picture, tmp_path / "a.png")

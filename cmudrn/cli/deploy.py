@@ -112,7 +112,8 @@ def infer(
     """
     from cmudrn.deploy.job import InferJob
     from cmudrn.engines.spec import Output
-    from cmudrn.images import DEFAULT_MAX_PIXELS, ImageFormat
+    from cmudrn.formats import ImageFormat
+    from cmudrn.images import DEFAULT_MAX_PIXELS
 
     job = InferJob(
         sources=tuple(sources),
