@@ -14,7 +14,7 @@ import onnxruntime as ort
 from cmudrn.checkpoint import SHIPPED
 from cmudrn.deploy.backend import PixelBatch
 from cmudrn.engines.spec import EngineSpec, Output, Pixel
-from cmudrn.errors import EnvironmentMissing
+from cmudrn.errors import EnvironmentMissing, ImageError
 
 __all__ = ["OnnxBackend", "available_cores", "shipped_graph", "shipped_graph_path"]
 
@@ -62,7 +62,13 @@ class OnnxBackend(AbstractContextManager["OnnxBackend"]):
         options.intra_op_num_threads = self._threads
         options.log_severity_level = ERRORS_ONLY
         graph = self._graph if isinstance(self._graph, bytes) else str(self._graph)
-        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # ONNX Runtime's own errors have no common base
+            raise EnvironmentMissing(
+                f"ONNX Runtime {ort.__version__} cannot open the graph: {_one_line(exc)}",
+                fix="install cmudrn again, with onnxruntime 1.18 or later",
+            ) from exc
         return self
 
     def __exit__(
@@ -71,7 +77,7 @@ class OnnxBackend(AbstractContextManager["OnnxBackend"]):
         self._session = None
 
     def stream(self, batches: Iterable[PixelBatch]) -> Iterator[PixelBatch]:
-        """Each batch restored, in order, same shape and dtype."""
+        """Each batch restored, in order, same shape and dtype. Raises ImageError where that fails."""
         if self._session is None:
             raise RuntimeError("the backend is not open: use it in a `with` block")
         run = ort.RunOptions()
@@ -79,5 +85,12 @@ class OnnxBackend(AbstractContextManager["OnnxBackend"]):
         fetched = [GRAPH_OUTPUTS[self.spec.output]]
         for batch in batches:
             contiguous = np.ascontiguousarray(batch)
-            (restored,) = self._session.run(fetched, {"image": contiguous}, run)
+            try:
+                (restored,) = self._session.run(fetched, {"image": contiguous}, run)
+            except Exception as exc:
+                raise ImageError(f"ONNX Runtime: {_one_line(exc)}", fix="try a smaller --tile") from exc
             yield restored
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -152,10 +152,3 @@ def test_each_output_is_another_image() -> None:
             images.append(restore_pixels(image, opened, tile_px=64, overlap_px=0))
     assert not np.array_equal(images[0], images[1])
     assert not np.array_equal(images[1], images[2])
-
-
-def test_a_backend_that_is_not_open_says_so() -> None:
-    spec = EngineSpec(loops=1, height=8, width=8)
-    closed = OnnxBackend(dynamic_graph(random_checkpoint(), loops=1), spec)
-    with pytest.raises(RuntimeError, match="not open"):
-        next(closed.stream([noise(8, 8)[None]]))

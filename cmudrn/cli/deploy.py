@@ -32,7 +32,9 @@ Out = Annotated[
         help="Folder, or file for one image. Default: photos/ to photos-restored/, a.jpg to a-restored.jpg",
     ),
 ]
-Loops = Annotated[int, typer.Option(metavar="1..7", help="Recursions: more is slower, and clears more.")]
+Loops = Annotated[
+    int, typer.Option(metavar="1..7", help="Recursions; weights fit the number they were trained with.")
+]
 OutputChoice = Annotated[
     str,
     typer.Option(
@@ -132,6 +134,7 @@ def infer(
         weights=weights,
     )
     _check_report_path(json_to)
+    _note_other_depth(job)
     report = _run(job, keep_items=json_to is not None)
     _print_end(report)
     if json_to is not None:
@@ -166,6 +169,18 @@ def _existing(overwrite: bool, skip_existing: bool) -> Existing:
     if overwrite:
         return Existing.OVERWRITE
     return Existing.SKIP if skip_existing else Existing.REFUSE
+
+
+def _note_other_depth(job: InferJob) -> None:
+    """Weights fit the depth they were trained with; that is said, not left to be found out."""
+    from cmudrn.checkpoint import read_checkpoint
+
+    trained = read_checkpoint(job.weights).inter_loops
+    if job.loops != trained:
+        typer.echo(
+            f"note: these weights were trained with --loops {trained}, and restore worse at {job.loops}",
+            err=True,
+        )
 
 
 def _one_of(option: str, value: str, choices: list[str]) -> str:

@@ -11,7 +11,7 @@ from cmudrn.errors import EnvironmentMissing, UsageError
 
 __all__ = ["evaluate", "register", "train"]
 
-Photos = Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="Folders of clean photographs.")]
+Photos = Annotated[list[Path], typer.Argument(metavar="PHOTOS", help="Folders of clean photographs.")]
 Streaks = Annotated[
     Path, typer.Option(metavar="DIR", help="Streak files of the Columbia database, <id>-<type>.png.")
 ]
