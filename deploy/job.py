@@ -16,6 +16,7 @@ __all__ = ["DEFAULT_OVERLAP_PX", "Existing", "InferJob"]
 
 # By loops: the smallest with PSNR >= 60 dB against the whole image (benchmarks/overlap.py).
 DEFAULT_OVERLAP_PX: Mapping[int, int] = {1: 4, 2: 8, 3: 16, 4: 16, 5: 16, 6: 16, 7: 16}
+MOST_AT_ONCE = 1024  # tiles or threads: more are a slip of the hand, and end in the middle of a library
 
 
 class Existing(str, Enum):
@@ -56,6 +57,7 @@ class InferJob:
             1, batch=self.batch, threads=self.threads, max_pixels=self.max_pixels, tile=self.tile_px
         )
         self._need_at_least(0, overlap=self.overlap_px)
+        self._need_at_most(MOST_AT_ONCE, batch=self.batch, threads=self.threads)
         if 2 * self.overlap >= self.tile_px:
             raise UsageError(
                 f"--tile {self.tile_px} leaves nothing between overlaps of {self.overlap} pixels",
@@ -72,3 +74,9 @@ class InferJob:
         for name, value in options.items():
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} {value}", fix=f"give {least} or more")
+
+    @staticmethod
+    def _need_at_most(most: int, **options: int | None) -> None:
+        for name, value in options.items():
+            if value is not None and value > most:
+                raise UsageError(f"--{name} {value}", fix=f"give {most} or less")

@@ -210,7 +210,7 @@ def _failed(result: ItemResult, error: BaseException) -> ItemResult:
     if isinstance(error, MemoryError):
         reason = f"not enough memory for {result.height}x{result.width} pixels"
     else:
-        reason = " ".join(str(error).split()).removeprefix(f"{result.source}: ")
+        reason = " ".join(str(error).removeprefix(f"{result.source}: ").split())
     return replace(result, status=Status.FAILED, reason=reason)
 
 

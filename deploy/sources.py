@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +16,7 @@ from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
 
 __all__ = ["Item", "check_sources", "find_items"]
 
-Identity = tuple[int, int]  # device and inode: one folder, whatever its names
+Identity = tuple[int, int]  # device and inode: one file or folder, whatever its names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,17 @@ class _Visit:
 def check_sources(job: InferJob) -> int:
     """Walks all sources once, and touches nothing. Returns how many items `find_items` will give.
 
-    Raises UsageError for all that would only surface half-way: a missing source, one that is its own
-    target or contains it, a target that is there already, two sources for one target, no way to write.
+    Raises UsageError for all that would only surface half-way: a missing source, one that is a target or
+    contains it, a target that is there already, two sources for one target, no way to write.
     """
     count = 0
     read: set[Identity] = set()
     written: dict[Identity, Path] = {}
     roots = _roots(job)
     _need_own_targets(Item(source=root.source, target=root.target) for root in roots)
+    # Those in folders are guarded by their folders, and are too many to be held here.
+    files = {_identity(root.source): root for root in roots if not root.is_folder}
+    claimed = {_real(root.target): root.source for root in files.values()}
     for root in roots:
         before = count
         for visit in _visits(root, job):
@@ -62,9 +65,10 @@ def check_sources(job: InferJob) -> int:
                 read.add(visit.identity)
             if visit.items:
                 written |= _writable_chain(visit.target)
-            _need_own_targets(visit.items)
+            if root.is_folder:
+                _need_own_targets(visit.items, claimed)
             for item in visit.items:
-                _check_item(item, job)
+                _check_item(item, job, files.keys())
             count += len(visit.items)
         if count == before:
             raise UsageError(
@@ -95,7 +99,7 @@ def _roots(job: InferJob) -> list[_Root]:
     source, out = job.sources[0], job.out
     if source.is_dir():
         return [_Root(source=source, target=out, is_folder=True)]
-    if out.is_dir() or not _names_an_image(out):
+    if os.path.isdir(out) or not _names_an_image(out):  # noqa: PTH112 (Path's raises for long names)
         return [_inside(out, source, job)]
     if job.format and _with_format(out.name, job) != out.name:
         raise UsageError(f"-o {out} contradicts --format {job.format.value}", fix="give one of the two")
@@ -207,12 +211,12 @@ def _problem(source: Path) -> str:
     return "" if stat.S_ISREG(mode) else "not a regular file"
 
 
-def _identity(folder: Path) -> Identity:
-    status = folder.stat()
+def _identity(path: Path) -> Identity:
+    status = path.stat()
     return status.st_dev, status.st_ino
 
 
-def _check_item(item: Item, job: InferJob) -> None:
+def _check_item(item: Item, job: InferJob, files: Set[Identity]) -> None:
     if item.problem:
         return
     suffix = item.target.suffix
@@ -220,20 +224,42 @@ def _check_item(item: Item, job: InferJob) -> None:
         raise UsageError(
             f"{item.source}: {suffix} is read but not written", fix="say what to write: --format png"
         )
-    if item.target.is_dir():
+    there = _status(item.target)
+    if there and stat.S_ISDIR(there.st_mode):
         raise UsageError(f"{item.target}: a folder is in the way", fix="give another OUT")
-    if item.target.exists() and item.target.samefile(item.source):
+    if there and os.path.samestat(there, item.source.stat()):
         raise UsageError(
             f"{item.source} would be its own target", fix="give another OUT; sources are never replaced"
+        )
+    if there and (there.st_dev, there.st_ino) in files and job.existing is not Existing.SKIP:
+        raise UsageError(
+            f"{item.target} is a source, and the target of {item.source}",
+            fix="give another OUT; sources are never replaced",
         )
     if job.existing is Existing.REFUSE and os.path.lexists(item.target):
         raise UsageError(f"{item.target} is there already", fix="add --overwrite or --skip-existing")
 
 
-def _need_own_targets(items: Iterable[Item]) -> None:
-    seen: dict[Path, Path] = {}
+def _status(target: Path) -> os.stat_result | None:
+    """What is there already, links followed. Raises UsageError where nothing can be."""
+    try:
+        return target.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise UsageError(f"{target}: {exc.strerror}", fix="give another OUT") from exc
+
+
+def _real(target: Path) -> Path:
+    """One name for one place: a link is replaced, so its own name counts, but its folder's does not."""
+    return target.parent.resolve() / target.name
+
+
+def _need_own_targets(items: Iterable[Item], claimed: Mapping[Path, Path] | None = None) -> None:
+    """Raises UsageError where two share one; `claimed`: targets of other sources, and whose they are."""
+    seen = dict(claimed or {})
     for item in items:
-        target = item.target.absolute()
+        target = _real(item.target)
         if target in seen:
             raise UsageError(
                 f"{seen[target]} and {item.source} would both become {item.target}",

@@ -196,6 +196,30 @@ def test_two_sources_for_one_target_are_refused(tmp_path: Path) -> None:
     refused(job(tmp_path / "z", out=out, format=ImageFormat.WEBP), "would both become", tmp_path)
 
 
+def test_a_source_as_the_target_of_another_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "a.jpg", tmp_path / "out" / "a.jpg")
+    sources = (tmp_path / "x", tmp_path / "out" / "a.jpg")
+    into_it = job(*sources, out=tmp_path, existing=Existing.OVERWRITE)
+    refused(into_it, "own target|is a source", tmp_path)
+    both = job(
+        tmp_path / "x" / "a.jpg",
+        tmp_path / "out" / "a.jpg",
+        out=tmp_path / "out",
+        existing=Existing.OVERWRITE,
+    )
+    refused(both, "would both become|own target|is a source", tmp_path)
+
+
+def test_a_name_that_no_disk_takes_is_refused(photos: Path, tmp_path: Path) -> None:
+    refused(job(photos / "b.jpg", out=tmp_path / ("x" * 300 + ".jpg")), "name too long", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["batch", "threads"])
+def test_a_slip_of_the_hand_is_refused(option: str, photos: Path) -> None:
+    with pytest.raises(UsageError, match=f"--{option} 100000"):
+        job(photos, **{option: 100_000})
+
+
 @pytest.mark.skipif(ImageFormat.HEIF.writable, reason="this libvips encodes HEIC")
 def test_a_format_that_is_read_but_not_written_asks_for_another(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "a.heic")
