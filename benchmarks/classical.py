@@ -38,13 +38,13 @@ def non_local_means(strength: float) -> Filter:
 
 
 FILTERS: Mapping[str, Mapping[str, Filter]] = {
-    "median": {f"{size} px": median(size) for size in (3, 5, 7, 9)},
+    "median": {f"{size} px": median(size) for size in (3, 5, 7, 9, 13, 17, 25)},
     "bilateral": {
         f"colour {colour}, space {space}": bilateral(colour, space)
-        for colour in (25, 50, 100, 200)
-        for space in (2, 5)
+        for colour in (25, 50, 100, 200, 400)
+        for space in (2, 5, 9)
     },
-    "non-local means": {f"h {strength}": non_local_means(strength) for strength in (5, 15, 30, 45)},
+    "non-local means": {f"h {strength}": non_local_means(strength) for strength in (5, 15, 30, 45, 60)},
 }
 
 
