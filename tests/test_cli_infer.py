@@ -170,7 +170,12 @@ def test_what_makes_no_sense_is_one_line_with_a_way_out_and_touches_nothing(
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     """A run of enough images to be in the middle of, and wait until some of them are written."""
     process = subprocess.Popen(
-        [*COMMAND, "photos", "-o", "out", *options], cwd=folder, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "photos", "-o", "out", *options],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, children inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while len(list((folder / "out").glob("*.png"))) < 3:
