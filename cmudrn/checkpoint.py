@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from cmudrn.errors import CheckpointError, EnvironmentMissing
+from cmudrn.files import replacing
 
 if TYPE_CHECKING:
-    from cmudrn.model import CMUDRN
+    from cmudrn.model import CMUDRN, DRN
 
 __all__ = [
     "TENSOR_SHAPES",
     "Checkpoint",
+    "NetworkKind",
     "check_tensors",
+    "load_drn",
     "load_model",
     "read_checkpoint",
     "resolve_weights",
@@ -38,27 +40,34 @@ def _conv_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, .
     return {f"{name}.weight": (outputs, inputs, 3, 3), f"{name}.bias": (outputs,)}
 
 
-# What a CMUDRN is made of, for those who read weights without torch; a test compares it with the model.
-TENSOR_SHAPES: dict[str, tuple[int, ...]] = {
+class NetworkKind(str, Enum):
+    """Which network the tensors belong to."""
+
+    CMUDRN = "cmudrn"
+    DRN = "drn"  # one branch alone, as a baseline for research; nothing else takes it
+
+
+_DRN_SHAPES = {
     tensor: shape
     for layer, inputs, outputs in (
-        *(
-            (f"{branch}.{layer}", inputs, outputs)
-            for branch in ("rain", "snow")
-            for layer, inputs, outputs in (
-                ("conv_in", 6, 16),
-                ("block1.conv1", 16, 16),
-                ("block1.conv2", 16, 16),
-                ("block2.conv1", 16, 16),
-                ("block2.conv2", 16, 16),
-                ("conv_out", 16, 3),
-            )
-        ),
-        ("fusion.conv1", 6, 16),
-        ("fusion.conv2", 16, 16),
-        ("fusion.conv3", 16, 3),
+        ("conv_in", 6, 16),
+        ("block1.conv1", 16, 16),
+        ("block1.conv2", 16, 16),
+        ("block2.conv1", 16, 16),
+        ("block2.conv2", 16, 16),
+        ("conv_out", 16, 3),
     )
     for tensor, shape in _conv_shapes(layer, inputs, outputs).items()
+}
+# What the networks are made of, for those who read weights without torch; a test compares it with the models.
+TENSOR_SHAPES: dict[NetworkKind, dict[str, tuple[int, ...]]] = {
+    NetworkKind.DRN: _DRN_SHAPES,
+    NetworkKind.CMUDRN: {
+        **{f"{branch}.{name}": shape for branch in ("rain", "snow") for name, shape in _DRN_SHAPES.items()},
+        **_conv_shapes("fusion.conv1", 6, 16),
+        **_conv_shapes("fusion.conv2", 16, 16),
+        **_conv_shapes("fusion.conv3", 16, 3),
+    },
 }
 
 
@@ -70,6 +79,7 @@ class Checkpoint:
     inter_loops: int  # trained with
     intra_loops: int
     stitches: dict[str, float]  # point: alpha
+    network: NetworkKind = NetworkKind.CMUDRN
     training: dict[str, Any] = field(default_factory=dict)  # data and its hash, steps, figures, code version
     sha256: str = ""  # of the file; empty before it was saved
 
@@ -107,6 +117,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
             tensors=tensors,
             inter_loops=int(model["inter_loops"]),
             intra_loops=int(model["intra_loops"]),
+            network=NetworkKind(model.get("network", "cmudrn")),  # the first weights didn't say
             stitches={str(point): float(alpha) for point, alpha in model["stitches"].items()},
             training=dict(training),
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -120,23 +131,15 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Writes the file whole or not at all: a temporary name beside it, then a rename."""
     model = {
+        "network": checkpoint.network.value,
         "inter_loops": checkpoint.inter_loops,
         "intra_loops": checkpoint.intra_loops,
         "stitches": checkpoint.stitches,
     }
     metadata = {"format": FORMAT, "model": json.dumps(model), "training": json.dumps(checkpoint.training)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(checkpoint.tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(save(checkpoint.tensors, metadata))
 
 
 def load_model(name_or_path: str | Path = "default", *, loops: int | None = None) -> CMUDRN:
@@ -154,21 +157,45 @@ def load_model(name_or_path: str | Path = "default", *, loops: int | None = None
     except ImportError as exc:
         raise EnvironmentMissing("load_model needs PyTorch", fix="pip install 'cmudrn[train]'") from exc
     checkpoint = read_checkpoint(name_or_path)
+    check_tensors(checkpoint, str(name_or_path))
     config = ModelConfig(
         inter_loops=loops or checkpoint.inter_loops,
         intra_loops=loops or checkpoint.intra_loops,
         stitches=checkpoint.stitches,
     )
     model = CMUDRN(config)
-    check_tensors(checkpoint, str(name_or_path))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()})
     return model.eval()
 
 
-def check_tensors(checkpoint: Checkpoint, name: str) -> None:
-    """Raises CheckpointError for the first tensor that is missing, superfluous, misshapen or not finite."""
+def load_drn(path: str | Path, *, loops: int | None = None) -> DRN:
+    """A baseline: one DRN with its weights, in evaluation mode, float32, on the CPU.
+
+    Raises CheckpointError for weights of another network or that don't fit; EnvironmentMissing without torch.
+    """
+    try:
+        import torch
+
+        from cmudrn.model import DRN
+    except ImportError as exc:
+        raise EnvironmentMissing("load_drn needs PyTorch", fix="pip install 'cmudrn[train]'") from exc
+    checkpoint = read_checkpoint(path)
+    check_tensors(checkpoint, str(path), network=NetworkKind.DRN)
+    model = DRN(loops or checkpoint.inter_loops, loops or checkpoint.intra_loops)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()})
+    return model.eval()
+
+
+def check_tensors(checkpoint: Checkpoint, name: str, *, network: NetworkKind = NetworkKind.CMUDRN) -> None:
+    """Raises CheckpointError for another network, else for the first tensor that does not fit."""
+    if checkpoint.network is not network:
+        raise CheckpointError(
+            f"{name}: weights of a {checkpoint.network.value}, not of a {network.value}",
+            fix="give weights of CMUDRN; a lone DRN is a baseline, for `cmudrn evaluate` only",
+        )
     fix = "give weights of CMUDRN with 16 channels"
-    for tensor, shape in TENSOR_SHAPES.items():
+    shapes = TENSOR_SHAPES[network]
+    for tensor, shape in shapes.items():
         if tensor not in checkpoint.tensors:
             raise CheckpointError(f"{name}: tensor {tensor} {shape} is missing", fix=fix)
         found = checkpoint.tensors[tensor]
@@ -176,6 +203,6 @@ def check_tensors(checkpoint: Checkpoint, name: str) -> None:
             raise CheckpointError(f"{name}: tensor {tensor} has shape {found.shape}, not {shape}", fix=fix)
         if found.dtype != np.float32 or not np.isfinite(found).all():
             raise CheckpointError(f"{name}: tensor {tensor} is not finite float32", fix="train it again")
-    superfluous = sorted(set(checkpoint.tensors) - set(TENSOR_SHAPES))
+    superfluous = sorted(set(checkpoint.tensors) - set(shapes))
     if superfluous:
         raise CheckpointError(f"{name}: tensor {superfluous[0]} is not part of the model", fix=fix)

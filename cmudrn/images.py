@@ -9,7 +9,6 @@ for libvips does not write it. libvips decodes and encodes; the format of an inp
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import pyvips
 from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError, ImageTooLarge
+from cmudrn.files import replacing
 from cmudrn.formats import CODECS, Codec, ImageFormat, sniff
 
 __all__ = [
@@ -148,7 +148,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
         options["bitdepth"] = 12
     if codec.load == "tiff":
         options["bigtiff"] = picture.pixels.nbytes > 2**31  # classic TIFF ends at 4 GB, metadata included
-    with _failing_as_image_error(path, "write"), _replacing(path) as file:
+    with _failing_as_image_error(path, "write"), replacing(path, durable=False) as file:
         # A descriptor, never a name: libvips takes `[...]` in a name for options.
         target = pyvips.Target.new_to_descriptor(file.fileno())
         pyvips.Operation.call(f"{codec.load}save_target", _as_stored(picture, codec), target, **options)
@@ -276,19 +276,6 @@ def _gtype(value: bytes | str | int) -> Any:
 
 def _other_format() -> str:
     return "use --format " + ", ".join(form.value for form in ImageFormat if form.writable)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` when all went well, and is gone otherwise."""
-    # Hidden, so that a folder being read never shows it; cut, so that long names stay within 255 bytes.
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("x+b", buffering=0) as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

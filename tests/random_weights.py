@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmudrn.checkpoint import TENSOR_SHAPES, Checkpoint
+from cmudrn.checkpoint import TENSOR_SHAPES, Checkpoint, NetworkKind
 
 __all__ = ["random_checkpoint"]
 
@@ -13,7 +13,7 @@ def random_checkpoint(stitches: dict[str, float] | None = None, *, seed: int = 0
     """Weights that neither die out nor explode over seven loops, so that every tensor shows in the output."""
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in TENSOR_SHAPES.items():
+    for name, shape in TENSOR_SHAPES[NetworkKind.CMUDRN].items():
         spread = 0.02 if len(shape) == 1 else 0.6 / np.sqrt(np.prod(shape[1:]))
         tensors[name] = rng.normal(0, spread, shape).astype(np.float32)
     return Checkpoint(

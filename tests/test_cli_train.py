@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import pyvips
+import torch
 
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.cli.app import main
+from cmudrn.cli.train import make_recipe
+from cmudrn.model import ModelConfig
+from cmudrn.train.losses import LossWeights
+from cmudrn.train.recipe import TrainRecipe
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +31,14 @@ def run(evaluation_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def train_command(data: Path, folder: Path, *, steps: int) -> list[str]:
-    options = {"--steps": steps, "--scenes": 2, "--crop": 24, "--loops": 1, "--threads": 1}
+    options = {
+        "--steps": steps,
+        "--scenes": 2,
+        "--crop": 24,
+        "--loops": "1-2",
+        "--default-loops": 1,
+        "--threads": 1,
+    }
     flat = [str(part) for option in options.items() for part in option]
     return [
         *("train", str(data / "bsds500" / "val"), "--streaks", str(data / "garg06_streaks")),
@@ -90,3 +108,74 @@ def test_what_makes_no_sense_is_one_line_and_a_way_out(
     assert said in what
     assert way_out.startswith("  -> ")
     assert not list(tmp_path.iterdir())
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cmudrn", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, children inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def test_two_processes_train_what_one_does(evaluation_data: Path, tmp_path: Path) -> None:
+    """Gloo between two CPU processes, the same scenes a step in all: equal but for the order of sums."""
+    for devices in (1, 2):
+        command = train_command(evaluation_data, tmp_path / str(devices), steps=6)
+        process = start([*command, "--devices", str(devices), "--scenes", "4"])
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    one, two = (read_checkpoint(tmp_path / run / "weights.safetensors") for run in "12")
+    assert two.training["steps"] == 6
+    for name, tensor in one.tensors.items():
+        np.testing.assert_allclose(two.tensors[name], tensor, atol=1e-5, err_msg=name)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(evaluation_data: Path, tmp_path: Path) -> None:
+    command = train_command(evaluation_data, tmp_path / "run", steps=100_000)
+    process = start(command)
+    assert process.stdout
+    while not (line := process.stdout.readline()).startswith("step "):
+        assert line, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    reached = read_checkpoint(tmp_path / "run" / "weights.safetensors").training["steps"]
+    assert reached >= int(line.removeprefix("step ").split(":")[0])
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["step"] == reached
+
+
+def test_a_run_is_watched_and_keeps_its_best_weights(evaluation_data: Path, tmp_path: Path) -> None:
+    photo = np.random.default_rng(1).integers(0, 255, (130, 140, 3), dtype=np.uint8)
+    (tmp_path / "held").mkdir()
+    pyvips.Image.new_from_array(photo).write_to_file(str(tmp_path / "held" / "a.png"))
+    command = train_command(evaluation_data, tmp_path / "run", steps=4)
+    assert main([*command, "--validation", str(tmp_path / "held")]) == 0
+    best = read_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert len(best.training["validation_sha256"]) == 64
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_photographs_are_not_validated_on_and_trained_on(
+    evaluation_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = np.random.default_rng(1).integers(0, 255, (130, 140, 3), dtype=np.uint8)
+    pyvips.Image.new_from_array(photo).write_to_file(str(tmp_path / "a.png"))
+    command = ["train", str(tmp_path), "--streaks", str(evaluation_data / "garg06_streaks")]
+    assert main([*command, "--validation", str(tmp_path), "-o", str(tmp_path / "run")]) == 2
+    assert "1 of its photographs are trained on" in capsys.readouterr().err
+
+
+def test_the_papers_recipe_and_single_options_go_together() -> None:
+    options = {"paper": True, "network": "cmudrn", "loops": None, "default_loops": 3, "stitches": "body=0.9"}
+    recipe = make_recipe(**options, loss="ssim=0", steps=5)  # type: ignore[arg-type]
+    assert recipe == TrainRecipe.paper(
+        steps=5,
+        model=ModelConfig(stitches={"body": 0.9}),
+        loss=replace(LossWeights.paper(), ssim=0.0),
+    )

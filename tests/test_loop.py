@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,47 @@ import pytest
 import pyvips
 import torch
 
-from cmudrn.checkpoint import load_model, read_checkpoint
-from cmudrn.errors import TrainingError, UsageError
+from cmudrn.checkpoint import load_drn, load_model, read_checkpoint, save_checkpoint
+from cmudrn.errors import CheckpointError, TrainingError, UsageError
 from cmudrn.model import CMUDRN, ModelConfig
-from cmudrn.train.loop import Trainer, learning_rate, start_as_identity
-from cmudrn.train.recipe import TrainRecipe
-from cmudrn.train.scenes import PhotoSet, SceneBatch, WeatheredScenes, find_photos
+from cmudrn.train.loop import Trainer, draw_depth, learning_rate
+from cmudrn.train.passes import start_as_identity
+from cmudrn.train.photos import PhotoSet, find_photos
+from cmudrn.train.recipe import Network, Schedule, TrainRecipe
+from cmudrn.train.scenes import PhotoScenes, SceneBatch, SceneSteps
+from cmudrn.train.skies import SnowSky, StreakSky
 from cmudrn.train.weather.streaks import STRAIGHT, StreakDatabase
 
 TINY = TrainRecipe(
-    steps=6, scenes=2, crop_px=24, warmup_steps=2, model=ModelConfig(inter_loops=1, intra_loops=1)
+    steps=6,
+    scenes=2,
+    crop_px=24,
+    warmup_steps=2,
+    depths=(1, 2),
+    model=ModelConfig(inter_loops=1, intra_loops=1),
 )
 
 
 @pytest.fixture
-def scenes(tmp_path: Path) -> WeatheredScenes:
+def source(tmp_path: Path) -> PhotoScenes:
     rng = np.random.default_rng(0)
     for number in range(3):
         photo = rng.integers(0, 200, (40, 50, 3), dtype=np.uint8)
         pyvips.Image.new_from_array(photo).write_to_file(str(tmp_path / f"{number}.png"))
     layers = [[rng.integers(0, 255, (60, 60), dtype=np.uint8) for _ in STRAIGHT.layers] for _ in range(8)]
-    rains = [StreakDatabase(STRAIGHT, layers)]
     photos = PhotoSet(find_photos([tmp_path]), TINY.crop_px)
-    return WeatheredScenes(photos, rains, crop_px=TINY.crop_px, scenes=TINY.scenes, seed=0, first_step=0)
+    rains = [StreakSky(StreakDatabase(STRAIGHT, layers))]
+    return PhotoScenes(photos, rains=rains, snows=[SnowSky()], crop_px=TINY.crop_px)
+
+
+@pytest.fixture
+def scenes(source: PhotoScenes) -> SceneSteps:
+    return SceneSteps([source], scenes=TINY.scenes, seed=0)
+
+
+def run_of(trainer: Trainer, scenes: SceneSteps, *, workers: int = 0) -> Iterator[int]:
+    for progress in trainer.run(scenes, workers=workers, report_every=2, save_every=100):
+        yield progress.step
 
 
 def test_it_starts_near_the_identity() -> None:
@@ -45,72 +64,176 @@ def test_it_starts_near_the_identity() -> None:
     assert -10 * np.log10(mse) > 15  # dB; plain initialisation lies near 5
 
 
-def test_training_lowers_the_loss(scenes: WeatheredScenes, tmp_path: Path) -> None:
-    trainer = Trainer(TINY, tmp_path / "run", {})
-    batch = next(iter(scenes))
-    losses = [trainer.train_step(batch)[0].item() for _ in range(30)]
+@pytest.mark.parametrize("network", list(Network))
+def test_training_lowers_the_loss(network: Network, scenes: SceneSteps, tmp_path: Path) -> None:
+    trainer = Trainer(replace(TINY, network=network, depths=(1,)), tmp_path / "run", {})
+    losses = [trainer.train_step(scenes[0])[0].item() for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_run_ends_at_its_last_step_with_weights_that_load(
-    scenes: WeatheredScenes, tmp_path: Path
-) -> None:
+def test_the_run_ends_at_its_last_step_with_weights_that_load(scenes: SceneSteps, tmp_path: Path) -> None:
     trainer = Trainer(TINY, tmp_path / "run", {"photos": 3})
-    progress = list(trainer.run(scenes, workers=0, report_every=3, save_every=100))
-    assert [p.step for p in progress] == [3, 6]
+    assert list(run_of(trainer, scenes)) == [2, 4, 6]
     assert load_model(tmp_path / "run" / "weights.safetensors").config == TINY.model
     training = read_checkpoint(tmp_path / "run" / "weights.safetensors").training
     assert training["steps"] == 6
     assert training["photos"] == 3
+    assert training["recipe"] == TINY.to_json()
 
 
-def test_resuming_goes_on_with_the_same_bits(scenes: WeatheredScenes, tmp_path: Path) -> None:
-    batches = list(islice(iter(scenes), 6))
-    through = Trainer(TINY, tmp_path / "a", {})
-    for batch in batches:
-        through.train_step(batch)
+def test_a_baseline_is_a_drn_and_not_taken_for_the_unified_network(
+    scenes: SceneSteps, tmp_path: Path
+) -> None:
+    trainer = Trainer(replace(TINY, network=Network.DRN_SNOW), tmp_path, {})
+    assert list(run_of(trainer, scenes)) == [2, 4, 6]
+    drn = load_drn(tmp_path / "weights.safetensors", loops=2)
+    assert len(drn(torch.rand(1, 3, 16, 16))) == 2
+    with pytest.raises(CheckpointError, match="weights of a drn, not of a cmudrn"):
+        load_model(tmp_path / "weights.safetensors")
 
-    (tmp_path / "b").mkdir()
-    first = Trainer(TINY, tmp_path / "b", {})
-    for batch in batches[:3]:
-        first.train_step(batch)
-    first.save()
-    second = Trainer(TINY, tmp_path / "b", {})
+
+def test_twenty_steps_are_ten_and_ten_more_bit_for_bit(scenes: SceneSteps, tmp_path: Path) -> None:
+    recipe = replace(TINY, steps=20, float32_steps=5)
+    through = Trainer(recipe, tmp_path / "a", {})
+    assert list(run_of(through, scenes))[-1] == 20
+
+    first = run_of(Trainer(recipe, tmp_path / "b", {}), scenes)
+    assert [next(first) for _ in range(5)][-1] == 10
+    first.close()  # type: ignore[attr-defined]
+    second = Trainer(recipe, tmp_path / "b", {})
     assert second.resume()
-    for batch in batches[3:]:
-        second.train_step(batch)
-    for name, value in through.average.items():
-        assert torch.equal(value, second.average[name]), name
+    # With a worker now: neither processes nor prefetched scenes change what a step sees.
+    assert list(run_of(second, scenes, workers=2)) == [12, 14, 16, 18, 20]
+    for ours, theirs in (
+        (through.average, second.average),
+        (through.model.state_dict(), second.model.state_dict()),
+    ):
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_a_closed_run_has_saved_its_state(scenes: WeatheredScenes, tmp_path: Path) -> None:
-    running = Trainer(TINY, tmp_path / "run", {}).run(scenes, workers=0, report_every=2, save_every=100)
-    assert next(running).step == 2
+def test_a_closed_run_has_saved_its_state(scenes: SceneSteps, tmp_path: Path) -> None:
+    running = run_of(Trainer(TINY, tmp_path / "run", {}), scenes)
+    assert next(running) == 2
     running.close()  # type: ignore[attr-defined]
     resumed = Trainer(TINY, tmp_path / "run", {})
     assert resumed.resume()
     assert resumed.step == 2
 
 
-def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_weights(tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_with_another_recipe_or_other_data(tmp_path: Path) -> None:
+    Trainer(TINY, tmp_path, {"photos": 3}).save()
+    with pytest.raises(UsageError, match="begun with scenes = 2, not 4"):
+        Trainer(replace(TINY, scenes=4), tmp_path, {"photos": 3}).resume()
+    with pytest.raises(UsageError, match="begun with data"):
+        Trainer(TINY, tmp_path, {"photos": 4}).resume()
+    assert Trainer(replace(TINY, steps=7), tmp_path, {"photos": 3}).resume()  # longer is allowed
+
+
+def test_a_state_that_is_not_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not the state of a run"):
+        Trainer(TINY, tmp_path, {}).resume()
+
+
+def test_a_run_may_begin_with_the_weights_of_another(tmp_path: Path) -> None:
+    other = Trainer(replace(TINY, seed=7), tmp_path / "other", {})
+    trainer = Trainer(TINY, tmp_path / "run", {})
+    trainer.start_from(other.checkpoint(), "other")
+    assert all(torch.equal(value, trainer.average[name]) for name, value in other.average.items())
+    assert trainer.step == 0
+    baseline = Trainer(replace(TINY, network=Network.DRN_RAIN), tmp_path / "drn", {})
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        trainer.start_from(baseline.checkpoint(), "drn")
+
+
+def test_a_disk_that_refuses_is_said_and_keeps_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(TINY, tmp_path, {})
+    trainer.save()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)  # where a full disk shows at the latest
+    trainer.step = 5
+    with pytest.raises(TrainingError, match=r"cannot save step 5: .*No space left"):
+        trainer.save()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_term_and_keeps_the_weights(tmp_path: Path) -> None:
     trainer = Trainer(TINY, tmp_path / "run", {})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    nan = torch.full((1, 3, 24, 24), float("nan"))
-    with pytest.raises(TrainingError, match="step 0: not finite: total nan"):
+    nan = np.full((1, 3, 24, 24), np.nan, np.float32)
+    with pytest.raises(TrainingError, match="step 0: not finite: local nan, recur nan, global nan"):
         trainer.train_step(SceneBatch(nan, nan, nan))
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
-def test_the_rate_warms_up_and_falls_to_its_last_value() -> None:
+def test_the_rate_warms_up_and_falls_to_its_last_value_or_stays() -> None:
     recipe = TrainRecipe(steps=1000, warmup_steps=100)
     assert learning_rate(recipe, 0) == pytest.approx(1e-5)
     assert learning_rate(recipe, 100) == pytest.approx(1e-3)
     assert learning_rate(recipe, 1000) == pytest.approx(1e-5)
+    constant = replace(recipe, schedule=Schedule.CONSTANT)
+    assert learning_rate(constant, 1000) == pytest.approx(1e-3)
 
 
-def test_a_photograph_smaller_than_the_crop_is_refused_by_name(tmp_path: Path) -> None:
+def test_cheaper_depths_are_drawn_more_often() -> None:
+    recipe = TrainRecipe(depths=(1, 2, 4))
+    drawn = np.array([draw_depth(recipe, step) for step in range(3000)])
+    shares = [float((drawn == depth).mean()) for depth in recipe.depths]
+    assert shares == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.03)  # as 1/T; three standard deviations
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    recipe = TrainRecipe.paper(steps=10)
+    assert recipe.learning_rate == learning_rate(recipe, 0) == learning_rate(recipe, 9) == 1e-4
+    assert (recipe.depths, recipe.ema, recipe.clip_norm) == ((3,), 0, 0)
+
+
+def test_without_an_average_the_last_weights_are_kept(scenes: SceneSteps, tmp_path: Path) -> None:
+    trainer = Trainer(replace(TINY, ema=0.0), tmp_path, {})
+    trainer.train_step(scenes[0])
+    for name, value in trainer.model.state_dict().items():
+        assert torch.allclose(trainer.average[name], value, atol=1e-7)
+
+
+def test_the_devices_shares_of_a_step_are_the_step(source: PhotoScenes) -> None:
+    whole = SceneSteps([source], scenes=4, seed=0)[3]
+    shares = [SceneSteps([source], scenes=4, seed=0, rank=rank, devices=2)[3] for rank in (0, 1)]
+    assert np.array_equal(whole.rainy[0::2], shares[0].rainy)
+    assert np.array_equal(whole.snowy[1::2], shares[1].snowy)
+
+
+def test_photographs_that_will_not_do_are_refused_by_name_before_the_first_step(tmp_path: Path) -> None:
     pyvips.Image.black(10, 40, bands=3).write_to_file(str(tmp_path / "small.png"))
-    with pytest.raises(TrainingError, match=r"small.png: 10x40"):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    with pytest.raises(TrainingError, match=r"broken\.jpg.*small\.png: 10x40 is smaller"):
         PhotoSet(find_photos([tmp_path]), 24)
     with pytest.raises(UsageError, match="no photographs"):
         find_photos([tmp_path / "nowhere"])
+
+
+def test_grey_sixteen_bit_and_transparent_photographs_are_taken_as_rgb(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 40 * 40).reshape(40, 40)
+    pyvips.Image.new_from_array(ramp.astype(np.uint16)).copy(interpretation="grey16").write_to_file(
+        str(tmp_path / "deep.png")
+    )
+    grey = (ramp / 257).astype(np.uint8)
+    pyvips.Image.new_from_array(grey).write_to_file(str(tmp_path / "grey.png"))
+    rgba = np.dstack([grey, grey, grey, 255 - grey])
+    pyvips.Image.new_from_array(rgba).copy(interpretation="srgb").write_to_file(str(tmp_path / "rgba.png"))
+    deep, *others = PhotoSet(find_photos([tmp_path]), 24).photos
+    for photo in (deep, *others):
+        assert photo.shape == (40, 40, 3)
+        assert photo.dtype == np.uint8
+        assert np.abs(photo[..., 0].astype(int) - np.round(ramp / 257)).max() <= 1
+
+
+def test_weights_of_an_old_checkpoint_start_a_run(tmp_path: Path) -> None:
+    trainer = Trainer(TINY, tmp_path / "run", {})
+    save_checkpoint(trainer.checkpoint(), tmp_path / "w.safetensors")
+    trainer.start_from(read_checkpoint(tmp_path / "w.safetensors"), "w")

@@ -1,41 +1,77 @@
 """The losses of the paper, eq. 3-8: L = L_local + L_recur + L_global.
 
-Every part is (1 - SSIM) + a Frobenius term. The paper squares the Frobenius norm in L_local and L_recur and
-not in L_global, and leaves the reductions open. Ours: the squared norm becomes the mean of squares, the plain
-one its root, image by image, so that no term grows with the size of the crop.
+Every part is (1 - SSIM) + a Frobenius term: the norm's square in L_local and L_recur, the plain norm in
+L_global. The paper prints sums. `Reduction.SUM` is those; `Reduction.MEAN`, ours, takes means, so that
+neither the size of a crop, nor the batch, nor the number of stages changes the balance of the terms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from cmudrn.model import Restored
+from cmudrn.errors import UsageError
 
-__all__ = ["LossTerms", "LossWeights", "cmudrn_loss", "ssim"]
+__all__ = ["LossTerms", "LossWeights", "Reduction", "Supervised", "restoration_loss", "ssim"]
 
 WINDOW_PX, SIGMA_PX = 11, 1.5  # Wang et al. 2004
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
+# Under the root: its slope is infinite at 0, where an image without weather would sit.
+ROOT_FLOOR = 1e-8
+
+
+class Reduction(str, Enum):
+    """How values, images and stages become one number."""
+
+    MEAN = "mean"  # the mean of squares (L_local, L_recur), its root (L_global); means over images and stages
+    SUM = "sum"  # the paper's: the sum of squares, the Frobenius norm; sums over images and stages
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Factors of the parts and of the terms inside them; 0 switches one off."""
+    """Factors of the three parts and of the terms inside them; 0 switches one off. Checks itself."""
 
-    local: float = 1.0  # the branch's last image
-    recur: float = 1.0  # every stage of the branch, averaged
-    global_: float = 1.0  # the fused image
-    ssim: float = 0.2  # against the Frobenius terms: small, as PSNR is what the protocols ask for
-    squared: float = 10.0  # mean of squares (L_local, L_recur)
-    root: float = 1.0  # root of the mean of squares (L_global)
+    local: float = 1.0  # eq. 3-4: the branch's last image
+    recur: float = 1.0  # eq. 5-6: every stage of the branch
+    global_: float = 1.0  # eq. 7-8: the fused image
+    ssim: float = 0.2  # in all parts; small, as PSNR is what the protocols ask for
+    frobenius: float = 1.0  # in all parts, beside the two below
+    squared: float = 10.0  # of the squared norm (L_local, L_recur): brings it to the size of the plain one
+    root: float = 1.0  # of the plain norm (L_global)
+    reduction: Reduction = Reduction.MEAN
+
+    def __post_init__(self) -> None:
+        factors = {name: value for name, value in vars(self).items() if name != "reduction"}
+        for name, value in factors.items():
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"loss weight {name.strip('_')} = {value}", fix="give 0 or more")
+        if not (self.local or self.recur or self.global_) or not (self.ssim or self.frobenius):
+            raise UsageError(
+                "a loss without any part or any term",
+                fix="keep one of local, recur, global and one of ssim, frobenius",
+            )
+
+    @classmethod
+    def paper(cls) -> LossWeights:
+        """As printed: every factor 1, sums."""
+        return cls(ssim=1.0, squared=1.0, root=1.0, reduction=Reduction.SUM)
+
+
+class Supervised(NamedTuple):
+    """What a pass made that has a truth, for N scenes, float32, not clamped."""
+
+    stages: Tensor  # [S, N, 3, H, W]: every stage of a branch under its own weather, in order; S = T a branch
+    branches: int  # of which `stages` holds T each, one branch after the other: 2, or 1 for a lone DRN
+    finals: Tensor  # [F, N, 3, H, W]: final images: of the rainy pass and of the snowy pass
 
 
 class LossTerms(NamedTuple):
-    """Scalars, before their part's weight; `total` with it."""
+    """Scalars: `total`, the weighted sum, and the three parts before their weights."""
 
     total: Tensor
     local: Tensor
@@ -43,54 +79,52 @@ class LossTerms(NamedTuple):
     global_: Tensor
 
 
-def window(channels: int, like: Tensor) -> Tensor:
-    offsets = torch.arange(WINDOW_PX, dtype=like.dtype, device=like.device) - WINDOW_PX // 2
-    gauss = torch.exp(-(offsets**2) / (2 * SIGMA_PX**2))
-    return (gauss / gauss.sum()).expand(channels, 1, 1, -1)
-
-
 def blur(x: Tensor) -> Tensor:
-    kernel = window(x.shape[1], x)
-    return conv2d(conv2d(x, kernel, groups=x.shape[1]), kernel.transpose(2, 3), groups=x.shape[1])
+    """Gaussian window, no padding. x: [B, C, H, W]; returns [B, C, H - 10, W - 10]."""
+    offsets = torch.arange(WINDOW_PX, dtype=x.dtype, device=x.device) - WINDOW_PX // 2
+    gauss = torch.exp(-(offsets**2) / (2 * SIGMA_PX**2))
+    # Each plane as an image of one channel: a grouped convolution is slower on CPUs.
+    planes = x.reshape(-1, 1, *x.shape[-2:])
+    kernel = (gauss / gauss.sum()).reshape(1, 1, 1, -1)
+    blurred = conv2d(conv2d(planes, kernel), kernel.transpose(2, 3))
+    return blurred.reshape(*x.shape[:-2], *blurred.shape[-2:])
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity, Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5, no padding.
 
-    a, b: [B, 3, H, W] in [0, 1], H and W >= 11. Returns [B], averaged over channels and pixels.
+    a: [..., 3, H, W], b: [N, 3, H, W] in [0, 1], H and W >= 11; a's leading axes end in N or broadcast to it.
+    Returns a's leading axes, averaged over channels and pixels.
     """
-    mean_a, mean_b, aa, bb, ab = blur(torch.cat([a, b, a * a, b * b, a * b], dim=1)).chunk(5, dim=1)
+    mean_a, aa, ab = blur(torch.stack([a, a * a, a * b]))
+    mean_b, bb = blur(torch.stack([b, b * b]))  # once, however many stages are compared with it
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
     structure = (2 * cov + C2) / (var_a + var_b + C2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    similar: Tensor = (luminance * structure).mean(dim=(-3, -2, -1))
+    return similar
 
 
-def squared_term(restored: Tensor, clean: Tensor, weights: LossWeights) -> Tensor:
-    """(1 - SSIM) + mean of squares, eq. 3-6; scalar."""
-    squares = ((restored - clean) ** 2).mean()
-    return weights.ssim * (1 - ssim(restored, clean)).mean() + weights.squared * squares
+def restoration_loss(made: Supervised, clean: Tensor, weights: LossWeights) -> LossTerms:
+    """The loss of one batch of scenes.
 
-
-def root_term(restored: Tensor, clean: Tensor, weights: LossWeights) -> Tensor:
-    """(1 - SSIM) + root of the mean of squares, image by image, eq. 7-8; scalar."""
-    # 1e-8: the root's slope is infinite at 0, where a clean input would sit.
-    roots = (((restored - clean) ** 2).mean(dim=(1, 2, 3)) + 1e-8).sqrt().mean()
-    return weights.ssim * (1 - ssim(restored, clean)).mean() + weights.root * roots
-
-
-def cmudrn_loss(restored: Restored, clean: Tensor, weights: LossWeights) -> LossTerms:
-    """The loss of one batch whose first half was rainy and second half snowy, of the same scenes.
-
-    restored: of the 2N degraded images, float32. clean: [N, 3, H, W]. The rainy half supervises the rain
-    branch (local, recur), the snowy half the snow branch, both the fused image (global).
+    made: the images of the rainy and of the snowy pass. clean: [N, 3, H, W] in [0, 1], float32.
+    Each branch is judged under its own weather alone (local, recur), the final image under both (global).
     """
-    n = clean.shape[0]
-    rain = [stage[:n] for stage in restored.rain_stages]
-    snow = [stage[n:] for stage in restored.snow_stages]
-    local = squared_term(rain[-1], clean, weights) + squared_term(snow[-1], clean, weights)
-    everything, truth = torch.cat(rain + snow), clean.repeat(len(rain) + len(snow), 1, 1, 1)
-    recur = 2 * squared_term(everything, truth, weights)
-    global_ = 2 * root_term(restored.fused, clean.repeat(2, 1, 1, 1), weights)
+    images = torch.cat([made.stages, made.finals])  # [S + F, N, 3, H, W]
+    squares = ((images - clean) ** 2).flatten(2)
+    apart = weights.ssim * (1 - ssim(images, clean)) if weights.ssim else torch.zeros_like(squares[..., 0])
+    of_stages, of_finals = len(made.stages), len(made.finals)
+    squares = squares.sum(dim=2) if weights.reduction is Reduction.SUM else squares.mean(dim=2)
+    squared = apart[:of_stages] + weights.frobenius * weights.squared * squares[:of_stages]
+    roots = (squares[of_stages:] + ROOT_FLOOR).sqrt()
+    root = apart[of_stages:] + weights.frobenius * weights.root * roots
+    by_branch = squared.reshape(made.branches, -1, squared.shape[-1])  # [branches, T, N]
+    if weights.reduction is Reduction.SUM:
+        local, recur, global_ = by_branch[:, -1].sum(), by_branch.sum(), root.sum()
+    else:  # a sum over the branches or passes, of means over scenes and stages
+        local = made.branches * by_branch[:, -1].mean()
+        recur = made.branches * by_branch.mean()
+        global_ = of_finals * root.mean()
     total = weights.local * local + weights.recur * recur + weights.global_ * global_
     return LossTerms(total, local, recur, global_)

@@ -1,31 +1,54 @@
-"""How the weights are trained: one frozen value that goes into the checkpoint whole."""
+"""How weights are trained: one frozen value that goes into the checkpoint whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
 
 from cmudrn.errors import UsageError
 from cmudrn.model import ModelConfig
 from cmudrn.train.losses import LossWeights
 
-__all__ = ["TrainRecipe"]
+__all__ = ["Network", "Schedule", "TrainRecipe"]
+
+
+class Network(str, Enum):
+    """What is trained: the unified network, or one of the paper's baselines."""
+
+    CMUDRN = "cmudrn"
+    DRN_RAIN = "drn-rain"  # one DRN that sees rain alone: DRN@rain of the paper's Table I
+    DRN_SNOW = "drn-snow"
+
+
+class Schedule(str, Enum):
+    """How the learning rate goes on after the warm-up."""
+
+    COSINE = "cosine"  # down to `final_rate` at the last step
+    CONSTANT = "constant"  # the paper's
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     """A training run. Checks itself."""
 
+    network: Network = Network.CMUDRN
     steps: int = 15_000
-    scenes: int = 8  # in a step; each is seen twice, rainy and snowy
+    scenes: int = 8  # in a step, over all devices; each is seen twice, rainy and snowy
     crop_px: int = 64
-    learning_rate: float = 1e-3  # the paper: 1e-4 throughout; ours falls along a cosine
+    depths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)  # loop counts T that one set of weights shall serve
+    learning_rate: float = 1e-3  # the paper: 1e-4 throughout
     final_rate: float = 1e-5
     warmup_steps: int = 200
-    clip_norm: float = 0.5  # of the whole gradient; recursion makes rare huge ones
-    ema: float = 0.999  # share of the old in the running average of weights, which is what is saved
-    bfloat16: bool = False  # autocast, where the CPU has the instructions
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
+    schedule: Schedule = Schedule.COSINE
+    clip_norm: float = 0.5  # of the whole gradient; recursion makes rare huge ones; 0: not clipped
+    ema: float = 0.999  # share of the old in the running average of weights, which is what is saved; 0: none
+    identity_start: bool = True  # begin with weights that return the input, nearly
+    bfloat16: bool = False  # autocast, where the processor has the instructions ...
+    float32_steps: int = 2_000  # ... but not in the last steps
+    seed: int = 0  # of weights, scenes and depths
+    model: ModelConfig = field(default_factory=ModelConfig)  # its loops are those of a user who asks for none
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -36,5 +59,35 @@ class TrainRecipe:
             raise UsageError(
                 f"crop_px = {self.crop_px}", fix="give 16 or more: SSIM's window is 11 pixels wide"
             )
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise UsageError(f"learning_rate = {self.learning_rate}", fix="give a positive rate such as 1e-3")
+        if not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths):
+            raise UsageError(f"depths = {self.depths}", fix="give loop counts of 1 or more, each once")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema = {self.ema}", fix="give 0 (none) up to less than 1, such as 0.999")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> TrainRecipe:
+        """The paper's: Adam, 1e-4 throughout, T = 3, the loss as printed; nothing of what we added."""
+        recipe: dict[str, Any] = {
+            "depths": (3,),
+            "learning_rate": 1e-4,
+            "schedule": Schedule.CONSTANT,
+            "warmup_steps": 0,
+            "clip_norm": 0.0,
+            "ema": 0.0,
+            "identity_start": False,
+            "loss": LossWeights.paper(),
+        }
+        return cls(**(recipe | changes))
+
+    @property
+    def depth_chances(self) -> tuple[float, ...]:
+        """The chance of each depth in a step: as 1/T, for the time a step takes grows with T squared."""
+        inverse = [1 / depth for depth in self.depths]
+        return tuple(value / sum(inverse) for value in inverse)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint's metadata and for comparing a run with the one to resume."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain

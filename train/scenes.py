@@ -1,103 +1,66 @@
-"""Training tuples (rainy, snowy, clean) of one scene: weather laid over clean photographs on the fly."""
+"""Training tuples (rainy, snowy, clean) of one scene, drawn step by step.
+
+What a step shows is a function of the run's seed, the step and the scene's place in it, and of nothing else:
+not of the number of workers or devices, nor of where a run was interrupted.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
-from cmudrn.errors import TrainingError, UsageError
-from cmudrn.images import read_picture
-from cmudrn.train.weather.snow import draw_snow, render_snow
-from cmudrn.train.weather.streaks import StreakDatabase, render_streaks
-from cmudrn.train.weather.weathered import Image
+from cmudrn.train.photos import PhotoSet, draw_camera
+from cmudrn.train.weather.weathered import Image, Weathered
 
-__all__ = ["PhotoSet", "SceneBatch", "WeatheredScenes", "draw_severity", "find_photos"]
+__all__ = ["PhotoScenes", "Scene", "SceneBatch", "SceneSource", "SceneSteps", "Sky", "draw_severity"]
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+
+class Scene(NamedTuple):
+    """One scene, [S, S, 3] float32 in [0, 1] each."""
+
+    rainy: Image
+    snowy: Image
+    clean: Image
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """N scenes: [N, 3, S, S] float32 in [0, 1] each."""
+    """N scenes: [N, 3, S, S] float32 in [0, 1] each.
 
-    rainy: Tensor
-    snowy: Tensor
-    clean: Tensor
+    Arrays, not tensors: what workers hand over is then copied, and no descriptor outlives an interrupted run.
+    """
 
+    rainy: NDArray[np.float32]
+    snowy: NDArray[np.float32]
+    clean: NDArray[np.float32]
 
-def find_photos(folders: Sequence[Path]) -> list[Path]:
-    """All photographs below the folders, in order. Raises UsageError for a folder without any."""
-    photos: list[Path] = []
-    for folder in folders:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-        if not found:
-            raise UsageError(
-                f"{folder}: no photographs", fix="give a folder with JPEG, PNG, TIFF or WebP files"
-            )
-        photos += found
-    return photos
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Rainy, snowy and clean as tensors on a device."""
+        rainy, snowy, clean = (
+            torch.from_numpy(images).to(device) for images in (self.rainy, self.snowy, self.clean)
+        )
+        return rainy, snowy, clean
 
 
-def shrink_to(crop: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """Antialiased. By torch, not by libvips: this runs in forked workers, where libvips would hang."""
-    planes = torch.from_numpy(crop).permute(2, 0, 1)[None]
-    shrunk = interpolate(planes, (size_px, size_px), mode="bilinear", antialias=True)
-    pixels: NDArray[np.uint8] = shrunk[0].permute(1, 2, 0).numpy()
-    return pixels
+class Sky(Protocol):
+    """A kind of weather whose parameters are drawn anew for every scene."""
+
+    def render(self, clean: Image, rng: np.random.Generator, *, severity: float) -> Weathered:
+        """Lays weather over a crop. severity: 0 none, 1 heavy."""
 
 
-def as_8_bit(pixels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint16:
-        return (pixels // 257).astype(np.uint8)
-    return pixels.astype(np.uint8, copy=False)
+class SceneSource(Protocol):
+    """Where scenes come from."""
 
-
-class PhotoSet:
-    """Clean photographs in memory, uint8; every one is checked before the first step."""
-
-    def __init__(self, paths: Sequence[Path], crop_px: int) -> None:
-        self.photos: list[NDArray[np.uint8]] = []
-        digest = hashlib.sha256()
-        for path in paths:
-            pixels = read_picture(path).pixels
-            if min(pixels.shape[:2]) < crop_px:
-                size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-                raise TrainingError(
-                    f"{path}: {size} is smaller than the crop of {crop_px}",
-                    fix="remove it or use a smaller crop",
-                )
-            digest.update(path.name.encode() + pixels.tobytes())
-            self.photos.append(as_8_bit(pixels))
-        self.sha256 = digest.hexdigest()
-
-    def draw_crop(self, size_px: int, rng: np.random.Generator) -> Image:
-        """A random square, shrunk by up to 2.5 where the photograph allows, turned and mirrored at random.
-
-        Returns [size_px, size_px, 3] float32 in [0, 1].
-        """
-        photo = self.photos[rng.integers(len(self.photos))]
-        largest = min(photo.shape[0], photo.shape[1]) / size_px
-        shrink = rng.uniform(1.0, min(2.5, largest)) if rng.random() < 0.6 else 1.0
-        window_px = int(size_px * shrink)
-        top = rng.integers(photo.shape[0] - window_px + 1)
-        left = rng.integers(photo.shape[1] - window_px + 1)
-        crop = np.ascontiguousarray(photo[top : top + window_px, left : left + window_px])
-        if window_px > size_px:
-            crop = shrink_to(crop, size_px)
-        crop = np.rot90(crop, int(rng.integers(4)))
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        scaled: Image = np.ascontiguousarray(crop, dtype=np.float32) / np.float32(255)
-        return scaled
+    def draw(self, rng: np.random.Generator) -> Scene:
+        """One scene by chance; equal state, equal bytes. Runs in forked workers: no libvips."""
 
 
 def draw_severity(rng: np.random.Generator) -> float:
@@ -108,43 +71,37 @@ def draw_severity(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.05, 0.7) if kind < 0.40 else rng.uniform(0.7, 1.15))
 
 
-def through_8_bits(image: Image) -> Image:
-    rounded: Image = np.round(image * np.float32(255)) / np.float32(255)
-    return rounded
+class PhotoScenes:
+    """Weather laid over clean photographs, then the camera: both weathers and the truth share its noise."""
+
+    def __init__(self, photos: PhotoSet, *, rains: Sequence[Sky], snows: Sequence[Sky], crop_px: int) -> None:
+        self.photos, self.rains, self.snows, self.crop_px = photos, rains, snows, crop_px
+
+    def draw(self, rng: np.random.Generator) -> Scene:
+        camera = draw_camera(rng)
+        clean = camera.expose(self.photos.draw_crop(self.crop_px, rng))
+        rain = self.rains[int(rng.integers(len(self.rains)))]
+        snow = self.snows[int(rng.integers(len(self.snows)))]
+        rainy = rain.render(clean, rng, severity=draw_severity(rng)).image
+        snowy = snow.render(clean, rng, severity=draw_severity(rng)).image
+        grain = camera.grain(clean.shape, rng)
+        # The truth goes through the same camera: to remove weather is the task, not to mend photographs.
+        return Scene(*(camera.develop(image, grain) for image in (rainy, snowy, clean)))
 
 
-class WeatheredScenes(IterableDataset[SceneBatch]):
-    """An endless stream of batches; each worker draws its own, from seed, its number and the first step."""
+class SceneSteps(Dataset[SceneBatch]):
+    """Item s is the batch of step s, or this device's share of it: scenes rank, rank + devices, ..."""
 
     def __init__(
-        self,
-        photos: PhotoSet,
-        rains: Sequence[StreakDatabase],
-        *,
-        crop_px: int,
-        scenes: int,
-        seed: int,
-        first_step: int,
+        self, sources: Sequence[SceneSource], *, scenes: int, seed: int, rank: int = 0, devices: int = 1
     ) -> None:
-        self.photos, self.rains = photos, rains
-        self.crop_px, self.scenes = crop_px, scenes
-        self.seed, self.first_step = seed, first_step
+        self.sources, self.seed = sources, seed
+        self.places = range(rank, scenes, devices)
 
-    def draw_scene(self, rng: np.random.Generator) -> tuple[Image, Image, Image]:
-        clean = self.photos.draw_crop(self.crop_px, rng)
-        rain = self.rains[int(rng.integers(len(self.rains)))]
-        rainy = render_streaks(clean, rain, rng, severity=draw_severity(rng), whole=False).image
-        snowy = render_snow(clean, draw_snow(rng, severity=draw_severity(rng)), rng).image
-        # What people restore has been through 8 bits: so have the inputs here.
-        return through_8_bits(rainy), through_8_bits(snowy), clean
-
-    def __iter__(self) -> Iterator[SceneBatch]:
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.seed, self.first_step, worker.id if worker else 0])
-        while True:
-            drawn = [
-                np.stack(images)
-                for images in zip(*(self.draw_scene(rng) for _ in range(self.scenes)), strict=True)
-            ]
-            rainy, snowy, clean = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in drawn)
-            yield SceneBatch(rainy, snowy, clean)
+    def __getitem__(self, step: int) -> SceneBatch:
+        drawn = []
+        for place in self.places:
+            rng = np.random.default_rng([self.seed, step, place])
+            drawn.append(self.sources[int(rng.integers(len(self.sources)))].draw(rng))
+        stacked = (np.stack(images) for images in zip(*drawn, strict=True))
+        return SceneBatch(*(np.ascontiguousarray(images.transpose(0, 3, 1, 2)) for images in stacked))

@@ -3,72 +3,103 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmudrn.errors import EnvironmentMissing, UsageError
+from cmudrn.cli.values import need_positive, need_torch, parse_depths, parse_factors
+from cmudrn.errors import UsageError
 
-__all__ = ["evaluate", "register", "train"]
+if TYPE_CHECKING:
+    from cmudrn.train.recipe import TrainRecipe
+
+__all__ = ["register", "train"]
 
 Photos = Annotated[list[Path], typer.Argument(metavar="PHOTOS", help="Folders of clean photographs.")]
 Streaks = Annotated[
     Path, typer.Option(metavar="DIR", help="Streak files of the Columbia database, <id>-<type>.png.")
 ]
+Validation = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Clean photographs to choose weights on.", show_default=False),
+]
 Run = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="DIR", help="The run's folder; one with a run in it is resumed."),
 ]
+StartFrom = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Weights that a new run begins with.", show_default=False),
+]
+NetworkName = Annotated[
+    str, typer.Option("--network", metavar="NAME", help="cmudrn, or a baseline: drn-rain, drn-snow.")
+]
+Paper = Annotated[
+    bool, typer.Option("--paper", help="The paper's recipe: Adam, 1e-4, T = 3, the loss as printed.")
+]
 Steps = Annotated[int, typer.Option(metavar="N", help="Steps in all, those of a resumed run included.")]
 Scenes = Annotated[int, typer.Option(metavar="N", help="Scenes a step; each is seen rainy and snowy.")]
 Crop = Annotated[int, typer.Option(metavar="PIXELS", help="Side of the square crops.")]
-TrainLoops = Annotated[int, typer.Option(metavar="N", help="Recursions to train with.")]
-Rate = Annotated[float, typer.Option(metavar="X", help="Highest learning rate; the paper has 1e-4.")]
+Depths = Annotated[
+    str | None,
+    typer.Option(
+        "--loops", metavar="N|A-B", help="Loop counts to serve, drawn anew each step [default: 1-7]."
+    ),
+]
+DefaultLoops = Annotated[int, typer.Option(metavar="N", help="Loop count of those who ask for none.")]
+Stitches = Annotated[
+    str | None,
+    typer.Option(metavar="POINT=ALPHA,...", help="Cross-stitches: stem, block1, block2, body. '' for none."),
+]
+Loss = Annotated[
+    str,
+    typer.Option(metavar="NAME=X,...", help="Factors: local, recur, global, ssim, frobenius, squared, root."),
+]
+Rate = Annotated[
+    float | None, typer.Option(metavar="X", help="Highest learning rate [default: 1e-3; the paper: 1e-4].")
+]
+Average = Annotated[
+    float | None,
+    typer.Option("--ema", metavar="X", help="Running average of weights [default: 0.999; 0: none]."),
+]
 BFloat16 = Annotated[
     bool, typer.Option("--bfloat16", help="Mixed precision: about twice as fast where the CPU has bfloat16.")
 ]
+Float32Steps = Annotated[int, typer.Option(metavar="N", help="Last steps, in float32 all the same.")]
+Devices = Annotated[int, typer.Option(metavar="N", help="Processes that share a step's scenes.")]
+Accelerator = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, mps or auto.")]
+Workers = Annotated[int, typer.Option(metavar="N", help="Processes that render weather.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="Of the training.", show_default=False)]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of weights, crops and weather.")]
-ProtocolName = Annotated[str, typer.Argument(metavar="bsd-rain|bsd-snow", help="Which protocol.")]
-Data = Annotated[
-    Path, typer.Option(metavar="DIR", help="The folder with bsds500/val and garg06_streaks in it.")
-]
-Weights = Annotated[str, typer.Option(metavar="NAME|FILE", help="Shipped weights or a .safetensors file.")]
-Loops = Annotated[
-    int | None, typer.Option(metavar="N", help="Default: those trained with.", show_default=False)
-]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first images.", show_default=False)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of weights, scenes and depths.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the application."""
+    """Adds the command to the application."""
     app.command()(train)
-    app.command()(evaluate)
-
-
-def need_positive(**options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}", fix="give 1 or more")
-
-
-def need_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ImportError as exc:
-        raise EnvironmentMissing("this command needs PyTorch", fix="pip install 'cmudrn[train]'") from exc
 
 
 def train(
     photos: Photos,
     streaks: Streaks,
+    validation: Validation = None,
     out: Run = Path("runs/default"),
+    start_from: StartFrom = None,
+    network: NetworkName = "cmudrn",
+    paper: Paper = False,
     steps: Steps = 15_000,
     scenes: Scenes = 8,
     crop: Crop = 64,
-    loops: TrainLoops = 3,
-    learning_rate: Rate = 1e-3,
+    loops: Depths = None,
+    default_loops: DefaultLoops = 3,
+    stitches: Stitches = None,
+    loss: Loss = "",
+    learning_rate: Rate = None,
+    ema: Average = None,
     bfloat16: BFloat16 = False,
+    float32_steps: Float32Steps = 2_000,
+    devices: Devices = 1,
+    accelerator: Accelerator = "cpu",
+    workers: Workers = 1,
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
@@ -77,48 +108,75 @@ def train(
     need_torch()
     import torch
 
-    from cmudrn.model import ModelConfig
-    from cmudrn.train.recipe import TrainRecipe
-    from cmudrn.train.session import open_run
+    from cmudrn.cli.progress import TrainingProgress
+    from cmudrn.train.session import Pace, TrainData, open_fabric, open_session
 
-    recipe = TrainRecipe(
-        steps=steps,
-        scenes=scenes,
-        crop_px=crop,
-        learning_rate=learning_rate,
-        bfloat16=bfloat16,
-        seed=seed,
-        model=ModelConfig(inter_loops=loops, intra_loops=loops),
+    changes: dict[str, Any] = {
+        "steps": steps,
+        "scenes": scenes,
+        "crop_px": crop,
+        "bfloat16": bfloat16,
+        "seed": seed,
+    }
+    optional = {"learning_rate": learning_rate, "ema": ema}
+    changes |= {name: value for name, value in optional.items() if value is not None}
+    recipe = make_recipe(
+        paper=paper,
+        network=network,
+        loops=loops,
+        default_loops=default_loops,
+        stitches=stitches,
+        loss=loss,
+        **changes,
+        float32_steps=float32_steps,
     )
     if threads:
         torch.set_num_threads(threads)
-    trainer, drawn = open_run(recipe, out, photos=photos, streaks=streaks)
-    typer.echo(f"{out}: {'resumed at' if trainer.step else 'begins at'} step {trainer.step} of {steps}")
-    for progress in trainer.run(drawn, workers=1, report_every=50, save_every=200):
-        left_min = (steps - progress.step) / progress.steps_per_s / 60
-        typer.echo(
-            f"step {progress.step}: loss {progress.total:.4f} (local {progress.local:.4f}, recur "
-            f"{progress.recur:.4f}, global {progress.global_:.4f}), {progress.steps_per_s:.2f} steps/s, "
-            f"{left_min:.0f} min left"
+    fabric = open_fabric(devices, accelerator)
+    data = TrainData(photos=tuple(photos), streaks=streaks, validation=validation)
+    session = open_session(recipe, out, data, fabric=fabric, start_from=start_from)
+    with TrainingProgress(session.trainer.step, steps, shown=fabric.is_global_zero) as progress:
+        progress.begin(out)
+        session.train(Pace(workers=workers), progress.tell)
+        progress.end(out)
+
+
+def make_recipe(
+    *,
+    paper: bool,
+    network: str,
+    loops: str | None,
+    default_loops: int,
+    stitches: str | None,
+    loss: str,
+    **changes: Any,
+) -> TrainRecipe:
+    """The recipe, ours or the paper's, with what the options change. Raises UsageError."""
+    from dataclasses import replace
+
+    from cmudrn.model import ModelConfig
+    from cmudrn.train.losses import LossWeights
+    from cmudrn.train.recipe import Network, TrainRecipe
+
+    if network not in [known.value for known in Network]:
+        raise UsageError(
+            f"--network {network}", fix="choose from " + ", ".join(known.value for known in Network)
         )
-    typer.echo(f"weights: {out / 'weights.safetensors'}")
-
-
-def evaluate(
-    protocol: ProtocolName,
-    data: Data,
-    weights: Weights = "default",
-    loops: Loops = None,
-    limit: Limit = None,
-) -> None:
-    """Score weights on an evaluation protocol: PSNR and SSIM, beside the input's own."""
-    need_positive(loops=loops, limit=limit)
-    need_torch()
-    from cmudrn.train.protocols import Protocol, evaluate, restorer
-
-    if protocol not in [known.value for known in Protocol]:
-        raise UsageError(f"no protocol {protocol!r}", fix="choose bsd-rain or bsd-snow")
-    score = evaluate(Protocol(protocol), data, restorer(weights, loops=loops), limit=limit)
-    typer.echo(f"{protocol}, {score.images} images, manifest {score.manifest_sha256[:16]}")
-    typer.echo(f"input     {score.input_psnr_db:6.2f} dB  SSIM {score.input_ssim:.4f}")
-    typer.echo(f"restored  {score.psnr_db:6.2f} dB  SSIM {score.ssim:.4f}  gain {score.gain_db:+.2f} dB")
+    if loops is not None:
+        changes["depths"] = parse_depths(loops)
+    model: dict[str, Any] = {"inter_loops": default_loops, "intra_loops": default_loops}
+    if stitches is not None:
+        model["stitches"] = parse_factors("stitches", stitches)
+    weights = LossWeights.paper() if paper else LossWeights()
+    factors: dict[str, Any] = {
+        {"global": "global_"}.get(name, name): x for name, x in parse_factors("loss", loss).items()
+    }
+    if unknown := set(factors) - (set(vars(weights)) - {"reduction"}):
+        known = ", ".join(name.strip("_") for name in vars(weights) if name != "reduction")
+        raise UsageError(f"--loss: no factor {unknown.pop()!r}", fix=f"choose from {known}")
+    changes |= {
+        "network": Network(network),
+        "model": ModelConfig(**model),
+        "loss": replace(weights, **factors),
+    }
+    return TrainRecipe.paper(**changes) if paper else TrainRecipe(**changes)

@@ -1,0 +1,51 @@
+"""What options say in one word and commands need as values."""
+
+from __future__ import annotations
+
+from cmudrn.errors import EnvironmentMissing, UsageError
+
+__all__ = ["need_positive", "need_torch", "parse_depths", "parse_factors"]
+
+
+def need_positive(**options: int | None) -> None:
+    """Raises UsageError for the first option below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}", fix="give 1 or more")
+
+
+def need_torch() -> None:
+    """Raises EnvironmentMissing without PyTorch."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as exc:
+        raise EnvironmentMissing("this command needs PyTorch", fix="pip install 'cmudrn[train]'") from exc
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """`3`, `1-7` or `1,3,5-7` as loop counts, in order, each once."""
+    depths: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            span = range(int(first), int(last or first) + 1)
+            if not span or span[0] < 1:
+                raise ValueError
+            depths |= set(span)
+    except ValueError:
+        raise UsageError(f"--loops {text}", fix="give loop counts like 3, 1-7 or 1,3,7") from None
+    return tuple(sorted(depths))
+
+
+def parse_factors(option: str, text: str) -> dict[str, float]:
+    """`a=1,b=0.5` as a mapping; the empty string is an empty one."""
+    factors = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        try:
+            factors[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"--{option} {text}", fix="give NAME=NUMBER pairs with commas between them")
+    return factors

@@ -1,0 +1,30 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path` when all went well, and is gone otherwise.
+
+    durable: the bytes are on the disk before the name is; without it, a power cut may leave an empty file.
+    """
+    # Hidden, so that a folder being read never shows it; cut, so that long names stay within 255 bytes.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("x+b", buffering=0) as file:
+            yield file
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
