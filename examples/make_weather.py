@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyvips
 
-from cmudrn.train.protocols import to_pixels
+from cmudrn.train.photos import to_pixels
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
     SLANTED,

@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from cmudrn.checkpoint import save_checkpoint
 from cmudrn.errors import EnvironmentMissing
-from cmudrn.model import CMUDRN
 from cmudrn.train.loop import Progress, Trainer
 from cmudrn.train.losses import ssim
-from cmudrn.train.recipe import Network
 from cmudrn.train.scenes import SceneBatch
+from cmudrn.train.validation import mean_psnr_db, restore_fixed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Monitor", "Validation", "mean_psnr_db"]
+__all__ = ["Monitor", "Validation"]
 
 SAMPLES = 4  # triples shown
-CAP_DB = 60.0  # of an image that is almost equal, lest it rule the mean
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,6 @@ class Validation:
     loops: int
     psnr_db: float
     ssim: float
-
-
-def mean_psnr_db(restored: Tensor, clean: Tensor) -> float:
-    """[N, 3, H, W] each, in [0, 1]; restored is clamped. Image by image, at most 60 dB, then averaged."""
-    squares = ((restored.clamp(0, 1) - clean) ** 2).mean(dim=(1, 2, 3))
-    return float((-10 * squares.clamp(min=1e-12).log10()).clamp(max=CAP_DB).mean())
 
 
 class Monitor(AbstractContextManager["Monitor"]):
@@ -83,21 +74,23 @@ class Monitor(AbstractContextManager["Monitor"]):
         return scores
 
     def score(self, loops: int) -> Validation:
-        """One depth, each weather by a pass of its own; a baseline sees its own weather alone."""
+        """One depth, and its sample triples."""
         assert self.fixed is not None
-        model, network = self.trainer.averaged_model(loops), self.trainer.recipe.network
-        rainy, snowy, clean = self.fixed.to(self.trainer.fabric.device)
-        weathers = {"rainy": rainy, "snowy": snowy}
-        if network is not Network.CMUDRN:
-            weathers.pop("snowy" if network is Network.DRN_RAIN else "rainy")
-        psnrs, ssims = [], []
-        for name, degraded in weathers.items():
-            with torch.no_grad():
-                restored = model(degraded) if isinstance(model, CMUDRN) else model(degraded)[-1]
-            psnrs.append(mean_psnr_db(restored, clean))
-            ssims.append(float(ssim(restored.clamp(0, 1), clean).mean()))
-            triples = torch.cat([degraded, restored.clamp(0, 1), clean], dim=3)[:SAMPLES]
+        clean = torch.from_numpy(self.fixed.clean)
+        scores = []
+        for name, restored, degraded in zip(
+            ("rainy", "snowy"),
+            restore_fixed(self.trainer, self.fixed, loops),
+            (self.fixed.rainy, self.fixed.snowy),
+            strict=True,
+        ):
+            if restored is None:
+                continue
+            images = restored.cpu()
+            scores.append((mean_psnr_db(images, clean), float(ssim(images, clean).mean())))
+            triples = torch.cat([torch.from_numpy(degraded), images, clean], dim=3)[:SAMPLES]
             self.writer.add_images(f"{name}_restored_clean/t{loops}", triples, self.trainer.step)
+        psnrs, ssims = zip(*scores, strict=True)
         return Validation(loops, sum(psnrs) / len(psnrs), sum(ssims) / len(ssims))
 
 

@@ -17,12 +17,12 @@ from torch.nn.functional import interpolate
 
 from cmudrn.errors import ImageError, TrainingError, UsageError
 from cmudrn.images import read_picture
+from cmudrn.train.pairs import listed
 from cmudrn.train.weather.weathered import Image
 
 __all__ = ["Camera", "PhotoSet", "draw_camera", "find_photos", "to_pixels", "to_scene"]
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
-MOST_NAMED = 3  # files in one message
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -68,12 +68,6 @@ def shrink_to(crop: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def name_some(problems: Sequence[str]) -> str:
-    """The first problems in full, the others as a number."""
-    more = len(problems) - MOST_NAMED
-    return "; ".join(problems[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
-
-
 class PhotoSet:
     """Clean photographs, [H, W, 3] uint8 each; every one is read and checked before the first step.
 
@@ -97,7 +91,9 @@ class PhotoSet:
             self.digests.add(hashlib.sha256(pixels.tobytes()).hexdigest())
             self.photos.append(pixels)
         if problems:
-            raise TrainingError(name_some(problems), fix="mend or remove these files, or use a smaller crop")
+            raise TrainingError(
+                listed(problems, between="; "), fix="mend or remove these files, or use a smaller crop"
+            )
         self.sha256 = digest.hexdigest()
 
     def draw_crop(self, size_px: int, rng: np.random.Generator) -> Image:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cmudrn import __version__
-from cmudrn.cli import deploy, evaluate, train
+from cmudrn.cli import ablate, deploy, evaluate, train
 from cmudrn.errors import CmudrnError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 deploy.register(app)
 train.register(app)
+ablate.register(app)
 evaluate.register(app)
 
 

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["register", "train"]
 
-Photos = Annotated[list[Path], typer.Argument(metavar="PHOTOS", help="Folders of clean photographs.")]
+Photos = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[PHOTOS]...", help="Folders of clean photographs.", show_default=False),
+]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[rain:|snow:]DIR", help="Paired dataset, its training half; repeatable.", show_default=False
+    ),
+]
 Streaks = Annotated[
     Path, typer.Option(metavar="DIR", help="Streak files of the Columbia database, <id>-<type>.png.")
 ]
@@ -79,8 +88,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    photos: Photos,
     streaks: Streaks,
+    photos: Photos = None,
+    pairs: Pairs = None,
     validation: Validation = None,
     out: Run = Path("runs/default"),
     start_from: StartFrom = None,
@@ -109,7 +119,8 @@ def train(
     import torch
 
     from cmudrn.cli.progress import TrainingProgress
-    from cmudrn.train.session import Pace, TrainData, open_fabric, open_session
+    from cmudrn.train.data import Data, parse_pairs
+    from cmudrn.train.session import Pace, open_fabric, open_session
 
     changes: dict[str, Any] = {
         "steps": steps,
@@ -133,7 +144,8 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     fabric = open_fabric(devices, accelerator)
-    data = TrainData(photos=tuple(photos), streaks=streaks, validation=validation)
+    paired = tuple(parse_pairs(folder) for folder in pairs or ())
+    data = Data(photos=tuple(photos or ()), streaks=streaks, pairs=paired, validation=validation)
     session = open_session(recipe, out, data, fabric=fabric, start_from=start_from)
     with TrainingProgress(session.trainer.step, steps, shown=fabric.is_global_zero) as progress:
         progress.begin(out)

@@ -1,0 +1,174 @@
+"""The paper's Table I, the line search over alpha and the search over stitch points, by equal training.
+
+Every row is a run of its own, in its own folder, with the same scenes, steps and seed; it differs from the
+base in what its name says. A finished row is not run again, one that was interrupted is gone on with.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from cmudrn.errors import UsageError
+from cmudrn.files import replacing
+from cmudrn.model import ModelConfig
+from cmudrn.train.loop import Trainer
+from cmudrn.train.recipe import Network, TrainRecipe
+from cmudrn.train.scenes import SceneBatch, SceneSteps
+from cmudrn.train.validation import Scores, score_network
+
+__all__ = ["Ablation", "Grid", "Row", "rows_of", "run_ablation", "write_table"]
+
+
+class Grid(str, Enum):
+    """Which rows are run."""
+
+    TABLE = "table"  # the paper's Table I: CS, SSIM, Frobenius, global, local on and off; the baselines
+    ALPHA = "alpha"  # the line search over alpha, at the base's stitch points
+    POINTS = "points"  # where the stitches stand, with the base's alpha
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a grid."""
+
+    name: str
+    recipe: TrainRecipe
+    paper: Mapping[str, float] | None = None  # the paper's figures at T = 3: psnr and ssim, rain and snow
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A finished row; a baseline has no score under the other weather."""
+
+    name: str
+    rain: Scores | None
+    snow: Scores | None
+    paper: Mapping[str, float] | None
+
+
+def figures(rain_psnr: float, rain_ssim: float, snow_psnr: float, snow_ssim: float) -> dict[str, float]:
+    return {
+        "rain_psnr_db": rain_psnr,
+        "rain_ssim": rain_ssim,
+        "snow_psnr_db": snow_psnr,
+        "snow_ssim": snow_ssim,
+    }
+
+
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+POINT_SETS = (
+    ("stem",),
+    ("body",),
+    ("block1",),
+    ("block2",),
+    ("stem", "body"),
+    ("block1", "block2"),
+    ("stem", "block1", "block2", "body"),
+)
+
+
+def rows_of(grid: Grid, base: TrainRecipe) -> list[Row]:
+    """The grid's rows; the base is the full model."""
+
+    def stitched(stitches: dict[str, float]) -> TrainRecipe:
+        model = base.model
+        config = ModelConfig(inter_loops=model.inter_loops, intra_loops=model.intra_loops, stitches=stitches)
+        return replace(base, model=config)
+
+    points = dict(base.model.stitches)
+    if grid is Grid.ALPHA:
+        return [Row(f"alpha {alpha}", stitched(dict.fromkeys(points, alpha))) for alpha in ALPHAS]
+    if grid is Grid.POINTS:
+        if not points:
+            raise UsageError("no stitch in the base, no alpha to use", fix="give --stitches stem=0.5")
+        alpha = next(iter(points.values()))
+        return [Row("none", stitched({}))] + [
+            Row(" ".join(where), stitched(dict.fromkeys(where, alpha))) for where in POINT_SETS
+        ]
+    loss, apart = base.loss, stitched({})
+    no_ssim, no_frobenius = replace(loss, ssim=0.0), replace(loss, frobenius=0.0)
+    return [
+        Row("full", base, figures(25.82, 0.82, 23.62, 0.84)),
+        Row("no CS", apart, figures(25.21, 0.81, 23.32, 0.82)),
+        Row("no SSIM", replace(base, loss=no_ssim), figures(25.07, 0.80, 23.11, 0.82)),
+        Row("no CS, no SSIM", replace(apart, loss=no_ssim), figures(25.07, 0.80, 23.03, 0.82)),
+        Row("no Frobenius", replace(base, loss=no_frobenius), figures(24.73, 0.86, 22.27, 0.87)),
+        Row("no CS, no Frobenius", replace(apart, loss=no_frobenius), figures(24.11, 0.84, 22.32, 0.87)),
+        Row("no local", replace(base, loss=replace(loss, local=0.0)), figures(24.69, 0.81, 22.97, 0.83)),
+        Row("no recur", replace(base, loss=replace(loss, recur=0.0))),
+        Row("no global", replace(base, loss=replace(loss, global_=0.0))),
+        Row("DRN@rain", replace(base, network=Network.DRN_RAIN)),
+        Row("DRN@snow", replace(base, network=Network.DRN_SNOW)),
+    ]
+
+
+def run_ablation(
+    rows: list[Row],
+    folder: Path,
+    scenes: SceneSteps,
+    fixed: SceneBatch,
+    provenance: dict[str, Any],
+    *,
+    workers: int,
+    tell: Callable[[str, int, float], None],
+) -> Iterator[Ablation]:
+    """Trains row after row and yields each with its scores on the fixed scenes.
+
+    tell: gets the row's name, its step and the steps a second, every 50 steps.
+    """
+    for row in rows:
+        place = folder / row.name.replace(" ", "-").replace(",", "").replace("@", "-")
+        done = place / "scores.json"
+        trainer = Trainer(row.recipe, place, provenance)
+        trainer.resume()  # also refuses the folder of another budget or other data
+        if not done.is_file():
+            for progress in trainer.run(scenes, workers=workers, report_every=50, save_every=200):
+                tell(row.name, progress.step, progress.steps_per_s)
+            rain, snow = score_network(trainer, fixed)
+            with replacing(done) as file:
+                scores = {"rain": rain and asdict(rain), "snow": snow and asdict(snow)}
+                file.write(json.dumps(scores).encode())
+        kept = json.loads(done.read_bytes())
+        rain, snow = (Scores(**kept[name]) if kept[name] else None for name in ("rain", "snow"))
+        yield Ablation(row.name, rain, snow, row.paper)
+
+
+def write_table(results: list[Ablation], base: TrainRecipe, folder: Path) -> None:
+    """`table.md` and `table.csv`: ours, at this budget, beside the paper's own where it has them.
+
+    The paper's are of other images: only differences between its rows can be compared with ours.
+    """
+    names = ("rain_psnr_db", "rain_ssim", "snow_psnr_db", "snow_ssim")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["row", *names, *(f"paper_{name}" for name in names)])
+    lines = [
+        f"T = {base.model.inter_loops}, {base.steps} steps of {base.scenes} scenes of "
+        f"{base.crop_px}x{base.crop_px}, seed {base.seed}; the paper: T = 3, CSD, its own rain.",
+        "",
+        "| row | rain, dB | SSIM | snow, dB | SSIM | paper: rain | SSIM | snow | SSIM |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        ours = [
+            None if scores is None else value
+            for scores in (result.rain, result.snow)
+            for value in ((scores.psnr_db, scores.ssim) if scores else (None, None))
+        ]
+        theirs = [result.paper[name] if result.paper else None for name in names]
+        table.writerow([result.name, *ours, *theirs])
+        shown = [
+            "" if value is None else f"{value:.{digits}f}"
+            for value, digits in zip([*ours, *theirs], (2, 4, 2, 4, 2, 2, 2, 2), strict=True)
+        ]
+        lines.append("| " + " | ".join([result.name, *shown]) + " |")
+    for name, content in (("table.csv", text.getvalue()), ("table.md", "\n".join(lines) + "\n")):
+        with replacing(folder / name) as file:
+            file.write(content.encode())

@@ -1,0 +1,98 @@
+"""From folders to scenes: photographs, paired datasets, streaks; read and checked before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmudrn import __version__
+from cmudrn.errors import UsageError
+from cmudrn.train.layouts import find_pairs
+from cmudrn.train.paired_scenes import PairedScenes
+from cmudrn.train.pairs import PairedSet, Split, Weather
+from cmudrn.train.photos import PhotoSet, find_photos
+from cmudrn.train.scenes import PhotoScenes, SceneBatch, SceneSource, SceneSteps, Sky
+from cmudrn.train.skies import SnowSky, load_streak_skies, training_files
+
+__all__ = ["Data", "OpenedData", "open_data", "parse_pairs"]
+
+FIXED_SEED = 2211_08290  # of the validation scenes
+FIXED_SCENES, FIXED_CROP_PX = 16, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the scenes come from."""
+
+    photos: tuple[Path, ...]  # folders of clean photographs, over which weather is laid
+    streaks: Path  # the Columbia database
+    pairs: tuple[PairedSet, ...] = ()  # paired datasets, of which the missing weather is rendered
+    validation: Path | None = None  # clean photographs to choose weights on; never trained on
+    max_streak_files: int = 220  # spread evenly over the database; more cost start-up and memory, 7 MB each
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """Scenes to draw, fixed scenes to score on, and what goes into the checkpoint about both."""
+
+    sources: list[SceneSource]  # drawn from in equal shares
+    fixed: SceneBatch | None
+    provenance: dict[str, Any]
+
+
+def parse_pairs(text: str) -> PairedSet:
+    """`DIR`, or `rain:DIR` and `snow:DIR` where the dataset doesn't say: its training half.
+
+    Raises UsageError for a folder in which no layout is found.
+    """
+    weather, colon, folder = text.partition(":")
+    if colon and weather in [known.value for known in Weather]:
+        return find_pairs(Path(folder), split=Split.TRAIN, weather=Weather(weather))
+    return find_pairs(Path(text), split=Split.TRAIN)
+
+
+def open_data(data: Data, crop_px: int) -> OpenedData:
+    """Reads all. Raises UsageError or TrainingError that names what will not do."""
+    if not data.photos and not data.pairs:
+        raise UsageError("nothing to train on", fix="give folders of clean photographs, or --pairs DIR")
+    files = training_files(data.streaks, data.max_streak_files)
+    photos = PhotoSet(find_photos(data.photos), crop_px)  # before the streaks, which take a minute to cut
+    held = None if data.validation is None else PhotoSet(find_photos([data.validation]), FIXED_CROP_PX)
+    if held and (shared := photos.digests & held.digests):
+        raise UsageError(
+            f"{data.validation}: {len(shared)} of its photographs are trained on",
+            fix="validate on photographs that training does not see",
+        )
+    snows: list[Sky] = [SnowSky()]
+    rains: list[Sky] = list(load_streak_skies(files))
+    sources: list[SceneSource] = []
+    if photos.photos:
+        sources.append(PhotoScenes(photos, rains=rains, snows=snows, crop_px=crop_px))
+    for paired in data.pairs:
+        others = snows if paired.weather is Weather.RAIN else rains
+        sources.append(PairedScenes(paired, others=others, crop_px=crop_px))
+    provenance: dict[str, Any] = {
+        "code_version": __version__,
+        "photos": len(photos.photos),
+        "photos_sha256": photos.sha256,
+        "streak_files": len(files),
+        "streaks_sha256": hash_files(files),
+        "pairs": [paired.manifest() for paired in data.pairs],
+    }
+    fixed = None
+    if held:
+        provenance["validation_sha256"] = held.sha256
+        source = PhotoScenes(held, rains=rains, snows=snows, crop_px=FIXED_CROP_PX)
+        fixed = SceneSteps([source], scenes=FIXED_SCENES, seed=FIXED_SEED)[0]
+    return OpenedData(sources, fixed, provenance)
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """SHA-256 over names and contents, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
