@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.metrics import psnr_db, ssim
-from cmudrn.train.protocols import Protocol, degraded_pairs
+from cmudrn.train.protocols import EvaluationData, open_protocol
 
 Pixels = NDArray[np.uint8]
 Filter = Callable[[Pixels], Pixels]
@@ -53,10 +53,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int)
     arguments = parser.parse_args()
-    for protocol in Protocol:
-        pairs = list(degraded_pairs(protocol, arguments.data, limit=arguments.limit))
+    data = EvaluationData(arguments.data)
+    for protocol in (open_protocol(name, data) for name in ("bsd-rain", "bsd-snow")):
+        pairs = [(item.degraded, item.clean) for item in protocol.items(arguments.limit)]
         noisy = np.mean([(psnr_db(d, c), ssim(d, c)) for d, c in pairs], axis=0)
-        print(f"{protocol.value}, {len(pairs)} images: input {noisy[0]:.2f} dB, SSIM {noisy[1]:.4f}")
+        print(f"{protocol.id}, {len(pairs)} images: input {noisy[0]:.2f} dB, SSIM {noisy[1]:.4f}")
         for name, strengths in FILTERS.items():
             scores = {
                 strength: np.mean([psnr_db(restore(degraded), clean) for degraded, clean in pairs])

@@ -1,4 +1,4 @@
-"""`cmudrn train` and `cmudrn evaluate` from the command line."""
+"""`cmudrn train` from the command line."""
 
 from __future__ import annotations
 
@@ -63,28 +63,9 @@ def test_a_run_goes_on_where_it_stopped(
     assert "resumed at step 3 of 3" in capsys.readouterr().out
 
 
-def test_evaluate_prints_input_restored_and_the_manifest(
-    run: Path, evaluation_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights = run / "weights.safetensors"
-    assert main(["evaluate", "bsd-snow", "--data", str(evaluation_data), "--weights", str(weights)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("bsd-snow, 3 images, manifest ")
-    assert lines[1].startswith("input")
-    assert "gain" in lines[2]
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["evaluate", "bsd-fog", "--data", "DATA"], "no protocol 'bsd-fog'"),
-        (["evaluate", "bsd-rain", "--data", "missing"], "no bsds500/val"),
-        (
-            ["evaluate", "bsd-rain", "--data", "DATA", "--weights", "missing.safetensors"],
-            "missing.safetensors",
-        ),
-        (["evaluate", "bsd-rain", "--data", "DATA", "--loops", "0"], "--loops 0"),
-        (["evaluate", "bsd-rain", "--data", "DATA", "--limit", "0"], "--limit 0"),
         (["train", "missing", "--streaks", "DATA/garg06_streaks"], "missing"),
         (["train", "DATA/bsds500/val", "--streaks", "DATA/bsds500"], "no streak files"),
         (["train", "DATA/bsds500/val", "--streaks", "DATA/garg06_streaks", "--steps", "0"], "steps"),
