@@ -37,6 +37,7 @@ class SnowParams:
     veil: float  # opacity of the whitish veil, 0 to 1
     whiteness: float  # brightness of flakes and veil, 0 to 1
     severity: float = 1.0  # factor on the number of flakes and on the veil; 0 is no snow
+    scale: float = 1.0  # size of flakes against the layers'; the share of the image they cover is the same
 
 
 FAR, MIDDLE, NEAR = (
@@ -46,8 +47,11 @@ FAR, MIDDLE, NEAR = (
 )
 
 
-def draw_snow(rng: np.random.Generator, *, severity: float = 1.0) -> SnowParams:
-    """A snowfall by chance: wind to either side, slow to fast flakes, thin to thick veil."""
+def draw_snow(rng: np.random.Generator, *, severity: float = 1.0, scale: float = 1.0) -> SnowParams:
+    """A snowfall by chance: wind to either side, slow to fast flakes, thin to thick veil.
+
+    severity: 0 is no snow, 1 gives inputs of 15 to 20 dB. scale: 1 suits photographs of 500 pixels.
+    """
     return SnowParams(
         layers=(FAR, MIDDLE, NEAR),
         fall_deg=float(rng.normal(0, 20)),
@@ -55,6 +59,7 @@ def draw_snow(rng: np.random.Generator, *, severity: float = 1.0) -> SnowParams:
         veil=float(rng.uniform(0.0, 0.22)),
         whiteness=float(rng.uniform(0.85, 1.0)),
         severity=severity,
+        scale=scale,
     )
 
 
@@ -78,7 +83,7 @@ def render_snow(clean: Image, params: SnowParams, rng: np.random.Generator) -> W
 
     clean: [H, W, 3] float32 in [0, 1]; left as it is.
     rng: the only chance; equal state, equal bytes.
-    Returns the snowy image and the layer added, both [H, W, 3] float32.
+    Returns the snowy image, the layer added, both [H, W, 3] float32, and params.
     Raises ImageError for another shape or dtype.
     Source: the look of CSD (Chen et al., ICCV 2021); flake sizes are ours.
     """
@@ -87,14 +92,14 @@ def render_snow(clean: Image, params: SnowParams, rng: np.random.Generator) -> W
     through = np.full((height, width), 1, np.float32)  # share of the scene that is still seen
     for layer in params.layers:
         # Flakes whose centre lies outside still reach in: the field is wider than the image by their reach.
-        rim = int(np.ceil(layer.radius_px[1] * (1 + params.stretch)))
+        rim = int(np.ceil(layer.radius_px[1] * params.scale * (1 + params.stretch)))
         field = (height + 2 * rim) * (width + 2 * rim)
-        for _ in range(rng.poisson(layer.per_megapixel * params.severity * field / 1e6)):
+        for _ in range(rng.poisson(layer.per_megapixel * params.severity / params.scale**2 * field / 1e6)):
             draw_flake(through, layer, params, rim, rng)
     veil = params.veil * params.severity * smooth_noise(height, width, rng)
     through *= 1 - np.clip(veil, 0, 1)
     snowy = clean * through[..., None] + np.float32(params.whiteness) * (1 - through[..., None])
-    return Weathered(snowy, snowy - clean)
+    return Weathered(snowy, snowy - clean, params)
 
 
 def draw_flake(
@@ -102,7 +107,7 @@ def draw_flake(
 ) -> None:
     height, width = through.shape
     centre = rng.uniform((-rim, -rim), (height + rim, width + rim))
-    radius = rng.uniform(*layer.radius_px)
+    radius = rng.uniform(*layer.radius_px) * params.scale
     length = 2 * radius * (params.stretch - 1) * rng.uniform(0.5, 1.2)
     angle = np.deg2rad(params.fall_deg + rng.normal(0, 6))
     opacity = np.float32(rng.uniform(*layer.opacity))

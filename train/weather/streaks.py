@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyvips
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch.nn.functional import interpolate
 
 from cmudrn.errors import TrainingError, UsageError
 from cmudrn.train.weather.weathered import Image, Weathered, check_image
@@ -27,10 +29,13 @@ __all__ = [
     "RainRecipe",
     "StreakDatabase",
     "StreakLayer",
+    "StreakParams",
     "is_held_out",
     "render_streaks",
     "streak_files",
 ]
+
+Plane = NDArray[np.float32]  # [H, W]
 
 UPSCALE = 4  # a file before its streaks are told apart
 TOP_ROWS = 3  # cut off: the database's renderer leaves a line there
@@ -183,24 +188,44 @@ def draw_crop(
     return layer[top : top + height, left : left + width]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreakParams:
+    """What one rain of the database is drawn with."""
+
+    recipe: RainRecipe
+    severity: float = 1.0  # factor on all layers; 1 is the generator's own, 0.2 light rain, 0 none
+    scale: float = 1.0  # size of streaks against the generator's; 1 suits photographs of 500 pixels
+    whole: bool = True  # over a whole image, over which a `fit` layer is stretched; False: a crop of one
+
+
 def render_streaks(
-    clean: Image,
-    database: StreakDatabase,
-    rng: np.random.Generator,
-    *,
-    severity: float = 1.0,
-    whole: bool = True,
+    clean: Image, database: StreakDatabase, rng: np.random.Generator, params: StreakParams | None = None
 ) -> Weathered:
     """Lay the database's rain over a photograph.
 
     clean: [H, W, 3] float32 in [0, 1]; left as it is. rng: the only chance; equal state, equal bytes.
-    severity: factor on all layers; 1 is the generator's own (15 to 18 dB), 0.2 light rain (28 dB), 0 none.
-    whole: clean is a whole image, over which a `fit` layer is stretched; False for a training crop of one.
-    Returns the rainy image and the layer added. Raises ImageError for another shape or dtype.
+    params: by default those of the generator; the recipe must be the one the database was cut for.
+    Returns the rainy image, the layer added, [H, W, 3] float32 each, and params.
+    Raises ImageError for another shape or dtype.
     Source: the generator of arXiv 2211.08290's rain, after Garg & Nayar 2006.
     """
     check_image(clean)
+    params = params or StreakParams(recipe=database.recipe)
     height, width = clean.shape[:2]
+    if params.scale == 1:
+        rain = sum_layers(height, width, database, rng, whole=params.whole)
+    else:
+        small = (int(np.ceil(height / params.scale)), int(np.ceil(width / params.scale)))
+        rain = enlarge(sum_layers(*small, database, rng, whole=params.whole), height, width)
+    rain *= np.float32(params.severity / 255)
+    rainy = np.minimum(clean + rain[..., None], np.float32(1))
+    return Weathered(rainy, rainy - clean, params)
+
+
+def sum_layers(
+    height: int, width: int, database: StreakDatabase, rng: np.random.Generator, *, whole: bool
+) -> Plane:
+    """The recipe's layers over each other, [height, width] float32, in steps of 8 bits."""
     rain = np.zeros((height, width), np.float32)
     order = database.draw_files(rng)
     for depth, layer in enumerate(database.recipe.layers):
@@ -211,6 +236,13 @@ def render_streaks(
                 fit = layer.fit and whole
                 window = resize_to(streaks, height, width) if fit else draw_crop(streaks, height, width, rng)
                 rain += window * np.float32(rng.uniform(*layer.strength))
-    rain *= np.float32(severity / 255)
-    rainy = np.minimum(clean + rain[..., None], np.float32(1))
-    return Weathered(rainy, rainy - clean)
+    return rain
+
+
+def enlarge(rain: Plane, height: int, width: int) -> Plane:
+    """Resized, antialiased where it shrinks. By torch: libvips would hang in a forked worker."""
+    resized = interpolate(
+        torch.from_numpy(rain)[None, None], (height, width), mode="bilinear", antialias=True
+    )
+    plane: Plane = resized[0, 0].numpy()
+    return plane

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["Image", "Weathered", "check_image"]
 
@@ -15,10 +18,14 @@ Image = NDArray[np.float32]  # [H, W, 3] RGB in [0, 1]
 
 
 class Weathered(NamedTuple):
-    """A degraded image and what was added to the clean one (image - clean), [H, W, 3] float32 each."""
+    """A degraded image, what was added to the clean one (image - clean), and how.
+
+    image, layer: [H, W, 3] float32. params: the renderer's parameters, a dataclass of plain values.
+    """
 
     image: Image
     layer: Image
+    params: DataclassInstance
 
 
 def check_image(clean: Image) -> None:
