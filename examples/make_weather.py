@@ -17,6 +17,7 @@ from cmudrn.train.weather.streaks import (
     SLANTED,
     STRAIGHT,
     StreakDatabase,
+    StreakParams,
     is_held_out,
     render_streaks,
     streak_files,
@@ -40,7 +41,9 @@ def main() -> None:
         photo = pyvips.Image.thumbnail(str(data / "photos" / "val" / f"{name}.jpg"), WIDTH_PX)
         clean = photo.numpy().astype(np.float32) / np.float32(255)
         if name in RAINY:
-            weathered = render_streaks(clean, rains[number % 2], rng, severity=0.8)
+            database = rains[number % 2]
+            params = StreakParams(recipe=database.recipe, severity=0.8)
+            weathered = render_streaks(clean, database, rng, params)
         else:
             weathered = render_snow(clean, draw_snow(rng), rng)
         path = target / f"{name.split('_')[1]}-{'rain' if name in RAINY else 'snow'}.jpg"

@@ -13,7 +13,7 @@ from cmudrn.cli.app import main
 from cmudrn.errors import TrainingError, UsageError
 from cmudrn.train.data import parse_pairs
 from cmudrn.train.paired_scenes import PairedScenes
-from cmudrn.train.skies import SnowSky
+from cmudrn.train.skies import ProceduralSnow
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
@@ -33,7 +33,7 @@ def rain100(tmp_path: Path) -> Path:
 
 
 def test_both_images_of_a_pair_are_cropped_turned_and_mirrored_alike(rain100: Path) -> None:
-    source = PairedScenes(parse_pairs(str(rain100)), others=[SnowSky()], crop_px=24)
+    source = PairedScenes(parse_pairs(str(rain100)), others=[ProceduralSnow()], crop_px=24)
     for seed in range(20):
         scene = source.draw(np.random.default_rng(seed))
         assert np.abs(scene.rainy - scene.clean - 7 / 255).max() < 1e-6
@@ -50,7 +50,7 @@ def test_a_damaged_file_among_good_ones_is_named_before_the_first_step(rain100: 
     bad = rain100 / "rain-2.png"
     bad.write_bytes(bad.read_bytes()[:2000])  # the header is whole, the pixels are not
     with pytest.raises(TrainingError, match=r"rain-2\.png"):
-        PairedScenes(parse_pairs(str(rain100)), others=[SnowSky()], crop_px=24)
+        PairedScenes(parse_pairs(str(rain100)), others=[ProceduralSnow()], crop_px=24)
 
 
 def test_a_set_that_does_not_say_its_weather_has_to_be_told(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_a_set_that_does_not_say_its_weather_has_to_be_told(tmp_path: Path) -> N
         for side in ("input", "target"):
             write(tmp_path / "mine" / side / f"{number}.png", np.zeros((30, 30, 3), np.uint8))
     with pytest.raises(UsageError, match="rain or snow"):
-        PairedScenes(parse_pairs(str(tmp_path / "mine")), others=[SnowSky()], crop_px=24)
+        PairedScenes(parse_pairs(str(tmp_path / "mine")), others=[ProceduralSnow()], crop_px=24)
     told = parse_pairs(f"snow:{tmp_path / 'mine'}")
     assert len(told.pairs) == 2  # 70 % of four, rounded down
-    PairedScenes(told, others=[SnowSky()], crop_px=24)
+    PairedScenes(told, others=[ProceduralSnow()], crop_px=24)
 
 
 def test_a_run_may_use_pairs_alone_and_its_weights_say_which(

@@ -16,7 +16,7 @@ from cmudrn.train.evaluate import Candidate, evaluate, load_restorers
 from cmudrn.train.layouts import Split, Weather, find_pairs
 from cmudrn.train.protocols import RENDERED, EvaluationData, Pixels, open_protocol, paired_protocol
 from cmudrn.train.weather.snow import draw_snow, render_snow
-from cmudrn.train.weather.streaks import SLANTED, STRAIGHT, StreakDatabase, render_streaks
+from cmudrn.train.weather.streaks import SLANTED, STRAIGHT, StreakDatabase, StreakParams, render_streaks
 from cmudrn.train.weather.weathered import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -79,7 +79,9 @@ def test_rain_is_straight_on_even_images_and_slanted_on_odd_ones(
         database = StreakDatabase.load(held_out, [STRAIGHT, SLANTED][number % 2])
         scene = item.clean.astype(np.float32) / np.float32(255)
         rng = np.random.default_rng([SEED, number])
-        rainy = render_streaks(scene, database, rng, severity=severity).image
+        rainy = render_streaks(
+            scene, database, rng, StreakParams(recipe=database.recipe, severity=severity)
+        ).image
         assert np.array_equal(item.degraded, expected_pixels(rainy))
 
 

@@ -15,6 +15,7 @@ from cmudrn.train.weather.streaks import (
     STRAIGHT,
     RainRecipe,
     StreakDatabase,
+    StreakParams,
     cut_layers,
     otsu_threshold,
     render_streaks,
@@ -34,7 +35,7 @@ def test_rain_brightens_repeats_and_leaves_the_photograph_alone(
 ) -> None:
     database = StreakDatabase.load(streak_files(streaks), recipe, workers=1)
     before = clean.copy()
-    rainy, layer = render_streaks(clean, database, np.random.default_rng(3))
+    rainy, layer, params = render_streaks(clean, database, np.random.default_rng(3))
     again = render_streaks(clean, database, np.random.default_rng(3))
     np.testing.assert_array_equal(clean, before)
     np.testing.assert_array_equal(rainy, again.image)
@@ -43,12 +44,15 @@ def test_rain_brightens_repeats_and_leaves_the_photograph_alone(
     assert layer.min() >= 0
     assert layer.mean() > 0.01
     np.testing.assert_allclose(clean + layer, rainy, atol=1e-6)
+    assert params == StreakParams(recipe=recipe)
 
 
 def test_severity_scales_the_rain_and_zero_is_none(streaks: Path, clean: Image) -> None:
     database = StreakDatabase.load(streak_files(streaks), STRAIGHT, workers=1)
     layers = [
-        render_streaks(clean, database, np.random.default_rng(3), severity=severity).layer
+        render_streaks(
+            clean, database, np.random.default_rng(3), StreakParams(recipe=STRAIGHT, severity=severity)
+        ).layer
         for severity in (0.0, 0.1, 0.2)
     ]
     assert not layers[0].any()
@@ -85,13 +89,14 @@ def test_a_folder_without_streaks_and_a_broken_streak_file_are_named(tmp_path: P
 
 def test_snow_repeats_whitens_and_leaves_the_photograph_alone(clean: Image) -> None:
     before, params = clean.copy(), draw_snow(np.random.default_rng(2))
-    snowy, layer = render_snow(clean, params, np.random.default_rng(3))
+    snowy, layer, drawn = render_snow(clean, params, np.random.default_rng(3))
     np.testing.assert_array_equal(clean, before)
     np.testing.assert_array_equal(snowy, render_snow(clean, params, np.random.default_rng(3)).image)
     assert snowy.dtype == np.float32
     assert 0 <= snowy.min() <= snowy.max() <= 1
     assert layer.mean() > 0.02
     np.testing.assert_allclose(clean + layer, snowy, atol=1e-6)
+    assert drawn == params
 
 
 def test_snow_of_severity_zero_is_none(clean: Image) -> None:

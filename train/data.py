@@ -14,8 +14,8 @@ from cmudrn.train.layouts import find_pairs
 from cmudrn.train.paired_scenes import PairedScenes
 from cmudrn.train.pairs import PairedSet, Split, Weather
 from cmudrn.train.photos import PhotoSet, find_photos
-from cmudrn.train.scenes import PhotoScenes, SceneBatch, SceneSource, SceneSteps, Sky
-from cmudrn.train.skies import SnowSky, load_streak_skies, training_files
+from cmudrn.train.scenes import PhotoScenes, SceneBatch, SceneSource, SceneSteps
+from cmudrn.train.skies import ProceduralRain, ProceduralSnow, Sky, load_streak_rains, training_files
 
 __all__ = ["Data", "OpenedData", "open_data", "parse_pairs"]
 
@@ -66,8 +66,8 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
             f"{data.validation}: {len(shared)} of its photographs are trained on",
             fix="validate on photographs that training does not see",
         )
-    snows: list[Sky] = [SnowSky()]
-    rains: list[Sky] = list(load_streak_skies(files))
+    snows: list[Sky] = [ProceduralSnow()]
+    rains: list[Sky] = [ProceduralRain(), *load_streak_rains(files)]
     sources: list[SceneSource] = []
     if photos.photos:
         sources.append(PhotoScenes(photos, rains=rains, snows=snows, crop_px=crop_px))

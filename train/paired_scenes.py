@@ -15,7 +15,8 @@ from cmudrn.errors import ImageError, TrainingError, UsageError
 from cmudrn.images import read_picture
 from cmudrn.train.pairs import PairedSet, Weather, check_sizes, listed
 from cmudrn.train.photos import to_pixels, to_scene
-from cmudrn.train.scenes import Scene, Sky, draw_severity
+from cmudrn.train.scenes import Scene, draw_scale, draw_severity
+from cmudrn.train.skies import Sky
 from cmudrn.train.weather.weathered import Image
 
 __all__ = ["PairedScenes", "check_pixels"]
@@ -66,7 +67,8 @@ class PairedScenes:
         pair = self.paired.pairs[rng.integers(len(self.paired.pairs))]
         given, clean = self.same_crop(read_rgb(pair.degraded), read_rgb(pair.clean), rng)
         sky = self.others[int(rng.integers(len(self.others)))]
-        rendered = to_scene(to_pixels(sky.render(clean, rng, severity=draw_severity(rng)).image))
+        weathered = sky.render(clean, rng, severity=draw_severity(rng), scale=draw_scale(rng))
+        rendered = to_scene(to_pixels(weathered.image))
         rainy, snowy = (given, rendered) if self.paired.weather is Weather.RAIN else (rendered, given)
         return Scene(rainy, snowy, clean)
 

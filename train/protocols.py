@@ -24,6 +24,7 @@ from cmudrn.train.weather.streaks import (
     SLANTED,
     STRAIGHT,
     StreakDatabase,
+    StreakParams,
     is_held_out,
     render_streaks,
     streak_files,
@@ -184,7 +185,9 @@ def _degrade(clean: Pixels, rendered: RenderedWeather, data: EvaluationData, num
     rng = np.random.default_rng([SEED, number])
     scene = to_scene(clean)
     if rendered.weather is Weather.RAIN:
-        return to_pixels(render_streaks(scene, data.rain(number), rng, severity=rendered.severity).image)
+        database = data.rain(number)
+        params = StreakParams(recipe=database.recipe, severity=rendered.severity)
+        return to_pixels(render_streaks(scene, database, rng, params).image)
     return to_pixels(render_snow(scene, draw_snow(rng, severity=rendered.severity), rng).image)
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cmudrn.train.photos import PhotoSet, draw_camera
-from cmudrn.train.weather.weathered import Image, Weathered
+from cmudrn.train.skies import Sky
+from cmudrn.train.weather.weathered import Image
 
-__all__ = ["PhotoScenes", "Scene", "SceneBatch", "SceneSource", "SceneSteps", "Sky", "draw_severity"]
+__all__ = ["PhotoScenes", "Scene", "SceneBatch", "SceneSource", "SceneSteps", "draw_scale", "draw_severity"]
 
 
 class Scene(NamedTuple):
@@ -49,13 +50,6 @@ class SceneBatch:
         return rainy, snowy, clean
 
 
-class Sky(Protocol):
-    """A kind of weather whose parameters are drawn anew for every scene."""
-
-    def render(self, clean: Image, rng: np.random.Generator, *, severity: float) -> Weathered:
-        """Lays weather over a crop. severity: 0 none, 1 heavy."""
-
-
 class SceneSource(Protocol):
     """Where scenes come from."""
 
@@ -71,6 +65,11 @@ def draw_severity(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.05, 0.7) if kind < 0.40 else rng.uniform(0.7, 1.15))
 
 
+def draw_scale(rng: np.random.Generator) -> float:
+    """Of streaks and flakes: photographs have 300 to 4000 pixels, seen through wide and long lenses."""
+    return 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(np.log(0.7), np.log(3.0))))
+
+
 class PhotoScenes:
     """Weather laid over clean photographs, then the camera: both weathers and the truth share its noise."""
 
@@ -82,8 +81,10 @@ class PhotoScenes:
         clean = camera.expose(self.photos.draw_crop(self.crop_px, rng))
         rain = self.rains[int(rng.integers(len(self.rains)))]
         snow = self.snows[int(rng.integers(len(self.snows)))]
-        rainy = rain.render(clean, rng, severity=draw_severity(rng)).image
-        snowy = snow.render(clean, rng, severity=draw_severity(rng)).image
+        rainy, snowy = (
+            sky.render(clean, rng, severity=draw_severity(rng), scale=draw_scale(rng)).image
+            for sky in (rain, snow)
+        )
         grain = camera.grain(clean.shape, rng)
         # The truth goes through the same camera: to remove weather is the task, not to mend photographs.
         return Scene(*(camera.develop(image, grain) for image in (rainy, snowy, clean)))

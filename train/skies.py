@@ -5,46 +5,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from cmudrn.train.weather.rain import draw_rain, render_rain
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
     SLANTED,
     STRAIGHT,
     StreakDatabase,
+    StreakParams,
     is_held_out,
     render_streaks,
     streak_files,
 )
 from cmudrn.train.weather.weathered import Image, Weathered
 
-__all__ = ["SnowSky", "StreakSky", "load_streak_skies"]
+__all__ = ["ProceduralRain", "ProceduralSnow", "Sky", "StreakRain", "load_streak_rains", "training_files"]
+
+FOCAL_PX = (300.0, 700.0)  # of a photograph 500 pixels wide: 80 down to 40 degrees of view
+
+
+class Sky(Protocol):
+    """A kind of weather whose parameters are drawn anew for every scene. No libvips: workers may fork."""
+
+    def render(self, clean: Image, rng: np.random.Generator, *, severity: float, scale: float) -> Weathered:
+        """Lays weather over a photograph or a crop.
+
+        clean: [H, W, 3] float32 in [0, 1]. severity: 0 none, 1 heavy. scale: of drops, streaks and flakes; 1
+        suits photographs 500 pixels wide, 8 those of 4000.
+        """
 
 
 @dataclass(frozen=True)
-class StreakSky:
-    """Rain of the paper's generator."""
+class StreakRain:
+    """Rain of the paper's generator. whole: over whole photographs, with libvips; False: over crops."""
 
     database: StreakDatabase
+    whole: bool = False
 
-    def render(self, clean: Image, rng: np.random.Generator, *, severity: float) -> Weathered:
-        """Over a crop: no layer is stretched to fit."""
-        return render_streaks(clean, self.database, rng, severity=severity, whole=False)
+    def render(self, clean: Image, rng: np.random.Generator, *, severity: float, scale: float) -> Weathered:
+        """Other streaks for every scene."""
+        params = StreakParams(recipe=self.database.recipe, severity=severity, scale=scale, whole=self.whole)
+        return render_streaks(clean, self.database, rng, params)
 
 
 @dataclass(frozen=True)
-class SnowSky:
+class ProceduralRain:
+    """Rain from physics."""
+
+    def render(self, clean: Image, rng: np.random.Generator, *, severity: float, scale: float) -> Weathered:
+        """A shower and a camera of its own for every scene."""
+        focal_px = scale * float(rng.uniform(*FOCAL_PX))
+        return render_rain(clean, draw_rain(rng, severity=severity, focal_px=focal_px), rng)
+
+
+@dataclass(frozen=True)
+class ProceduralSnow:
     """Procedural snow."""
 
-    def render(self, clean: Image, rng: np.random.Generator, *, severity: float) -> Weathered:
-        """A snowfall of its own for every crop."""
-        return render_snow(clean, draw_snow(rng, severity=severity), rng)
+    def render(self, clean: Image, rng: np.random.Generator, *, severity: float, scale: float) -> Weathered:
+        """A snowfall of its own for every scene."""
+        return render_snow(clean, draw_snow(rng, severity=severity, scale=scale), rng)
 
 
-def load_streak_skies(files: Sequence[Path]) -> list[StreakSky]:
+def load_streak_rains(files: Sequence[Path], *, whole: bool = False) -> list[StreakRain]:
     """Both recipes over the same files."""
-    return [StreakSky(StreakDatabase.load(files, recipe)) for recipe in (STRAIGHT, SLANTED)]
+    return [StreakRain(StreakDatabase.load(files, recipe), whole) for recipe in (STRAIGHT, SLANTED)]
 
 
 def training_files(folder: Path, most: int) -> list[Path]:

@@ -16,7 +16,10 @@ from cmudrn.train.weather.weathered import Image, Weathered, check_image
 
 __all__ = ["RainParams", "draw_rain", "drop_density", "extinction_per_km", "fall_speed", "render_rain"]
 
-SMALLEST_MM, LARGEST_MM = 1.0, 5.5  # drops that are drawn; finer ones only add to the mist, larger ones break up
+SMALLEST_MM, LARGEST_MM = (
+    1.0,
+    5.5,
+)  # drops that are drawn; finer ones only add to the mist, larger ones break up
 INTERCEPT = 8000.0  # N0 of Marshall & Palmer, drops per cubic metre and millimetre of diameter
 FINEST_PX = 0.35  # a drop of 1.5 mm thinner than this is too far to be drawn: it belongs to the mist
 LAYERS = 5  # depths that are blurred apart
@@ -84,7 +87,7 @@ def draw_rain(rng: np.random.Generator, *, severity: float = 1.0, focal_px: floa
         gust_m_s=float(rng.uniform(0.05, 0.5)),
         brightness=float(rng.uniform(0.7, 1.0)),
         contrast=contrast,
-        scene_m=float(rng.uniform(2, 60)),
+        scene_m=float(rng.uniform(2, 25)),
         mist_brightness=float(rng.uniform(0.55, 0.9)),
     )
 
@@ -93,8 +96,8 @@ def render_rain(clean: Image, params: RainParams, rng: np.random.Generator) -> W
     """Lay a shower over a photograph.
 
     clean: [H, W, 3] float32 in [0, 1]; left as it is. rng: the only chance; equal state, equal bytes.
-    Returns the rainy image, the layer added, [H, W, 3] float32 each, and params. No libvips: workers may fork.
-    Raises ImageError for another shape or dtype.
+    Returns the rainy image, the layer added, [H, W, 3] float32 each, and params.
+    No libvips: workers may fork. Raises ImageError for another shape or dtype.
 
     Light passes drops one after the other: with opacities a of all drops before a pixel, the pixel keeps
     exp(-sum a) of the scene and takes the rest from the drops. A drop of diameter D that falls v in a
