@@ -16,33 +16,38 @@ from cmudrn.train.weather.weathered import Image, Weathered, check_image
 
 __all__ = ["RainParams", "draw_rain", "drop_density", "extinction_per_km", "fall_speed", "render_rain"]
 
-SMALLEST_MM, LARGEST_MM = (
-    1.0,
-    5.5,
-)  # drops that are drawn; finer ones only add to the mist, larger ones break up
-INTERCEPT = 8000.0  # N0 of Marshall & Palmer, drops per cubic metre and millimetre of diameter
-FINEST_PX = 0.35  # a drop of 1.5 mm thinner than this is too far to be drawn: it belongs to the mist
-LAYERS = 5  # depths that are blurred apart
-LAYER_RATIO = 1.5  # far end of a layer against its near end
+# Ours: drops that are drawn, in millimetres; finer ones only add to the mist, larger ones break up.
+SMALLEST_MM, LARGEST_MM = 1.0, 5.5
+INTERCEPT = 8000.0  # N0 of Marshall & Palmer 1948, drops per cubic metre and millimetre of diameter
+# Ours: a drop of 1.5 mm thinner than this is too far to be drawn, it belongs to the mist.
+FINEST_PX = 0.35
+LAYERS = 5  # depths that are blurred apart; ours
+LAYER_RATIO = 1.5  # far end of a layer against its near end; ours
 CHUNK = 100_000  # drops whose samples are held in memory at once
 STEP_PX = 0.7  # between two samples along a streak: closer than a pixel, or the streak is dotted
 
 
 @dataclass(frozen=True, kw_only=True)
 class RainParams:
-    """One shower before one camera; equal parameters with equal chance give equal bytes."""
+    """One shower before one camera; equal parameters with equal chance give equal bytes.
 
-    rate_mm_h: float  # rainfall: 1 drizzle, 10 heavy, 50 and more a cloudburst (WMO: violent)
-    focal_px: float  # focal length in pixels; 0.87 times the width of an image that sees 60 degrees
-    exposure_s: float  # the shutter is open this long: a streak's length is the fall in that time
-    aperture_mm: float  # diameter of the lens' opening: how far near drops are out of focus
-    focus_m: float  # distance in focus
-    wind_m_s: float  # across the view, to the right; a streak's slant is wind against fall speed
-    gust_m_s: float  # standard deviation of the wind from drop to drop
-    brightness: float  # of a drop, 0 to 1: it gathers light from 165 degrees of sky (Garg & Nayar 2007)
-    contrast: float  # factor on opacity: 1 is physics, hardly seen; photographs chosen to show rain: 5 to 40
-    scene_m: float  # distance of the scene: depth of the mist
-    mist_brightness: float  # airlight, 0 to 1
+    What each does is physics, with its source beside it; the values that draw_rain draws are ours.
+    """
+
+    # Millimetres an hour: 1 drizzle, 10 heavy, 50 and more a cloudburst (WMO: violent). Sets sizes and number
+    # of drops (Marshall & Palmer 1948) and how much light they take (Halder, Lalonde & Charette 2019).
+    rate_mm_h: float
+    focal_px: float  # pixels: a pinhole camera; 0.87 times the width of an image that sees 60 degrees
+    exposure_s: float  # seconds: a streak is as long as the fall in that time (Garg & Nayar 2007)
+    aperture_mm: float  # millimetres: the lens' opening, how far near drops are out of focus (thin lens)
+    focus_m: float  # metres: distance in focus (thin lens)
+    wind_m_s: float  # metres a second across the view, to the right; slant is wind against fall speed
+    gust_m_s: float  # metres a second: standard deviation of the wind from drop to drop; normal, ours
+    brightness: float  # 0 to 1: a drop gathers light from 165 degrees of sky (Garg & Nayar 2007)
+    # Ratio, on opacity; ours. 1 is physics, hardly seen; photographs chosen to show rain: 5 to 40.
+    contrast: float
+    scene_m: float  # metres: distance of the scene, depth of the mist (Koschmieder 1924)
+    mist_brightness: float  # 0 to 1: airlight (Koschmieder 1924)
 
 
 def fall_speed(diameter_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,10 +74,11 @@ def extinction_per_km(rate_mm_h: float) -> float:
 
 
 def draw_rain(rng: np.random.Generator, *, severity: float = 1.0, focal_px: float = 600.0) -> RainParams:
-    """A shower by chance.
+    """A shower by chance; all ranges are ours.
 
-    severity: factor on rainfall and on the root of contrast; 0 is no rain, 1 gives inputs of 14 to 22 dB.
-    focal_px: of the whole photograph, in its pixels.
+    severity: ratio, on rainfall, and its root, at most 1, on contrast; 0 is no rain, at 1 eight of ten inputs
+    lie between 16 and 26 dB.
+    focal_px: pixels, of the whole photograph.
     """
     exposure_s = float(np.exp(rng.uniform(np.log(1 / 500), np.log(1 / 25))))
     # Opacity falls with exposure; those who photograph rain choose light and background so that it shows.

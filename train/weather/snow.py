@@ -19,25 +19,28 @@ __all__ = ["FlakeLayer", "SnowParams", "draw_snow", "render_snow"]
 
 @dataclass(frozen=True, kw_only=True)
 class FlakeLayer:
-    """Flakes of one depth."""
+    """Flakes of one depth. That sizes and transparencies vary is CSD's look; the numbers are ours."""
 
-    per_megapixel: float  # flakes in a million pixels, at severity 1
-    radius_px: tuple[float, float]  # drawn evenly between
-    opacity: tuple[float, float]  # 0 to 1 at a flake's centre
-    softness: float  # width of the rim against the radius: far flakes are sharp, near ones out of focus
+    per_megapixel: float  # flakes in a million pixels, at severity 1 and scale 1
+    radius_px: tuple[float, float]  # pixels at scale 1, drawn evenly between
+    opacity: tuple[float, float]  # 0 to 1, of a flake's flat middle, drawn evenly between
+    softness: float  # ratio: width of the rim against the radius, near flakes are out of focus
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnowParams:
-    """One snowfall; draw_snow draws them, and equal parameters with equal chance give equal bytes."""
+    """One snowfall; draw_snow draws them, and equal parameters with equal chance give equal bytes.
 
-    layers: tuple[FlakeLayer, ...]
-    fall_deg: float  # direction of fall against the vertical, degrees
-    stretch: float  # length of a streak against the flake's diameter; 1 is a round flake
-    veil: float  # opacity of the whitish veil, 0 to 1
-    whiteness: float  # brightness of flakes and veil, 0 to 1
-    severity: float = 1.0  # factor on the number of flakes and on the veil; 0 is no snow
-    scale: float = 1.0  # size of flakes against the layers'; the share of the image they cover is the same
+    Streaks and veil are CSD's look; the numbers are ours, and so are the factors severity and scale.
+    """
+
+    layers: tuple[FlakeLayer, ...]  # from far to near
+    fall_deg: float  # degrees: direction of fall against the vertical, to the right
+    stretch: float  # ratio: length of a streak against the flake's diameter; 1 is a round flake
+    veil: float  # 0 to 1: mean opacity of the whitish veil
+    whiteness: float  # 0 to 1: brightness of flakes and veil
+    severity: float = 1.0  # ratio, on the number of flakes and on the veil; 0 is no snow
+    scale: float = 1.0  # ratio: size of flakes against the layers'; they cover the same share of the image
 
 
 FAR, MIDDLE, NEAR = (

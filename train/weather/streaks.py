@@ -39,30 +39,32 @@ Plane = NDArray[np.float32]  # [H, W]
 
 UPSCALE = 4  # a file before its streaks are told apart
 TOP_ROWS = 3  # cut off: the database's renderer leaves a line there
-ANGLES_DEG = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)  # to which slanted layers are turned beforehand
+# To which slanted layers are turned beforehand. The generator draws any angle up to 15; seven steps are ours.
+ANGLES_DEG = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreakLayer:
-    """One depth of rain."""
+    """One depth of rain: steps of the paper's generator, whose values STRAIGHT and SLANTED hold."""
 
-    files: int  # streak files drawn for an image
+    files: int  # count: streak files drawn for an image
     area_px: tuple[int, int]  # streaks kept: area in pixels of the upscaled file
     blur_px: float  # sigma of the Gaussian blur, in pixels of the upscaled file
-    scale: float  # size of the layer against the upscaled file
-    crops: int  # random crops taken from each file
-    strength: tuple[float, float]  # each crop is added times a number drawn from here
+    scale: float  # ratio: size of the layer against the upscaled file
+    crops: int  # count: random crops taken from each file
+    strength: tuple[float, float]  # ratio: each crop is added times a number drawn evenly from here
     fit: bool = False  # resized to the image as a whole instead of cropped
 
 
 @dataclass(frozen=True, kw_only=True)
 class RainRecipe:
-    """The layers of one image; `slanted`: all of them turned by one angle of up to 15 degrees."""
+    """One of the two ways in which the paper's generator composes an image."""
 
-    layers: tuple[StreakLayer, ...]
-    slanted: bool
+    layers: tuple[StreakLayer, ...]  # dense, middle, sparse
+    slanted: bool  # all layers turned by one angle of ANGLES_DEG, degrees
 
 
+# Both as the generator of arXiv 2211.08290's rain has them, every number.
 STRAIGHT = RainRecipe(
     slanted=False,
     layers=(
@@ -190,11 +192,11 @@ def draw_crop(
 
 @dataclass(frozen=True, kw_only=True)
 class StreakParams:
-    """What one rain of the database is drawn with."""
+    """What one rain of the database is drawn with. The defaults are the generator; the factors are ours."""
 
     recipe: RainRecipe
-    severity: float = 1.0  # factor on all layers; 1 is the generator's own, 0.2 light rain, 0 none
-    scale: float = 1.0  # size of streaks against the generator's; 1 suits photographs of 500 pixels
+    severity: float = 1.0  # ratio, on all layers; 1 is the generator's own, 0.2 light rain, 0 none
+    scale: float = 1.0  # ratio: size of streaks against the generator's; 1 suits photographs of 500 pixels
     whole: bool = True  # over a whole image, over which a `fit` layer is stretched; False: a crop of one
 
 
