@@ -18,6 +18,7 @@ from typing import Any
 from cmudrn.errors import UsageError
 from cmudrn.files import replacing
 from cmudrn.model import ModelConfig
+from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Trainer
 from cmudrn.train.recipe import Network, TrainRecipe
 from cmudrn.train.scenes import SceneBatch, SceneSteps
@@ -116,6 +117,7 @@ def run_ablation(
     fixed: SceneBatch,
     provenance: dict[str, Any],
     *,
+    kernels: Kernels = Kernels.AUTO,
     workers: int,
     tell: Callable[[str, int, float], None],
 ) -> Iterator[Ablation]:
@@ -126,7 +128,7 @@ def run_ablation(
     for row in rows:
         place = folder / row.name.replace(" ", "-").replace(",", "").replace("@", "-")
         done = place / "scores.json"
-        trainer = Trainer(row.recipe, place, provenance)
+        trainer = Trainer(row.recipe, place, provenance, kernels=kernels)
         trainer.resume()  # also refuses the folder of another budget or other data
         if not done.is_file():
             for progress in trainer.run(scenes, workers=workers, report_every=50, save_every=200):

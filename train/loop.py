@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from cmudrn.checkpoint import Checkpoint, NetworkKind, save_checkpoint
 from cmudrn.errors import CheckpointError, TrainingError, UsageError
 from cmudrn.files import replacing
+from cmudrn.train.kernels import Kernels, choose_kernels
 from cmudrn.train.losses import LossTerms, Reduction, restoration_loss
 from cmudrn.train.passes import build_passes
 from cmudrn.train.recipe import Network, Schedule, TrainRecipe
@@ -71,14 +72,22 @@ class Trainer:
     folder: gets `weights.safetensors` (the average) and `state.pt` (all that resuming needs).
     provenance: what is known of the data; goes into the checkpoint, and a resumed run must have the same.
     fabric: devices and their processes; one CPU process by default.
+    kernels: whose convolutions; a run may go on with others, as on another machine: equal up to rounding.
     """
 
     def __init__(
-        self, recipe: TrainRecipe, folder: Path, provenance: dict[str, Any], *, fabric: Fabric | None = None
+        self,
+        recipe: TrainRecipe,
+        folder: Path,
+        provenance: dict[str, Any],
+        *,
+        fabric: Fabric | None = None,
+        kernels: Kernels = Kernels.AUTO,
     ) -> None:
         self.recipe, self.folder, self.provenance = recipe, folder, provenance
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
-        self.model = (passes := build_passes(recipe)).model
+        self.kernels = choose_kernels(kernels, device=self.fabric.device.type, bfloat16=recipe.bfloat16)
+        self.model = (passes := build_passes(recipe, self.kernels)).model
         adam = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
         self.passes, self.optimizer = self.fabric.setup(passes, adam)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -205,7 +214,7 @@ class Trainer:
 
     def averaged_model(self, loops: int) -> nn.Module:
         """The network with the averaged weights, at a depth; its own copy, float32, in evaluation mode."""
-        model = build_passes(replace(self.recipe, identity_start=False)).model
+        model = build_passes(replace(self.recipe, identity_start=False), self.kernels).model
         model.load_state_dict(self.average)
         model.inter_loops = model.intra_loops = loops
         return model.to(self.fabric.device).eval()

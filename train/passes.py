@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmudrn.model import CMUDRN, DRN
+from cmudrn.train.kernels import Kernels, accelerate
 from cmudrn.train.losses import Supervised
 from cmudrn.train.recipe import Network, TrainRecipe
 
@@ -51,8 +52,8 @@ class BaselinePass(nn.Module):
 Passes: TypeAlias = UnifiedPasses | BaselinePass
 
 
-def build_passes(recipe: TrainRecipe) -> Passes:
-    """The network that the recipe asks for, with weights drawn from its seed."""
+def build_passes(recipe: TrainRecipe, kernels: Kernels = Kernels.TORCH) -> Passes:
+    """The network that the recipe asks for, with weights drawn from its seed. kernels: not AUTO."""
     torch.manual_seed(recipe.seed)
     passes: Passes
     if recipe.network is Network.CMUDRN:
@@ -62,6 +63,8 @@ def build_passes(recipe: TrainRecipe) -> Passes:
         passes = BaselinePass(DRN(*loops), recipe.network)
     if recipe.identity_start:
         start_as_identity(passes.model)
+    if kernels is Kernels.WINOGRAD:
+        accelerate(passes.model)
     return passes.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.errors import UsageError
 from cmudrn.train.data import Data, open_data
+from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Progress, Trainer
 from cmudrn.train.monitor import Monitor, Validation
 from cmudrn.train.recipe import TrainRecipe
@@ -77,6 +78,7 @@ def open_session(
     *,
     fabric: Fabric | None = None,
     start_from: str | None = None,
+    kernels: Kernels = Kernels.AUTO,
 ) -> Session:
     """Reads and checks all data, then resumes the folder's run or begins one.
 
@@ -88,7 +90,7 @@ def open_session(
             f"--scenes {recipe.scenes} on {devices} devices", fix="give a number that they share evenly"
         )
     opened = open_data(data, recipe.crop_px)
-    trainer = Trainer(recipe, folder, opened.provenance, fabric=fabric)
+    trainer = Trainer(recipe, folder, opened.provenance, fabric=fabric, kernels=kernels)
     if not trainer.resume() and start_from is not None:
         trainer.start_from(read_checkpoint(start_from), start_from)
     scenes = SceneSteps(opened.sources, scenes=recipe.scenes, seed=recipe.seed, rank=rank, devices=devices)

@@ -7,9 +7,19 @@ from typing import Annotated
 
 import typer
 
-from cmudrn.cli.train import BFloat16, Crop, Scenes, Seed, Stitches, Streaks, Threads, Workers
-from cmudrn.cli.values import need_positive, need_torch, parse_factors
-from cmudrn.errors import UsageError
+from cmudrn.cli.train import (
+    BFloat16,
+    Crop,
+    KernelsName,
+    Scenes,
+    Seed,
+    Stitches,
+    StreakFiles,
+    Streaks,
+    Threads,
+    Workers,
+)
+from cmudrn.cli.values import need_positive, need_torch, one_of, parse_factors
 
 __all__ = ["ablate", "register"]
 
@@ -32,6 +42,7 @@ def ablate(
     photos: Photos,
     streaks: Streaks,
     validation: Validation,
+    streak_files: StreakFiles = 60,
     grid: GridName = "table",
     out: Out = Path("runs/ablation"),
     steps: RowSteps = 1_000,
@@ -40,23 +51,24 @@ def ablate(
     crop: Crop = 48,
     stitches: Stitches = None,
     bfloat16: BFloat16 = False,
+    kernels: KernelsName = "auto",
     workers: Workers = 1,
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
     """Train the rows of the paper's Table I, or of a search over the stitches, on equal terms."""
-    need_positive(threads=threads, loops=loops)
+    need_positive(threads=threads, loops=loops, streak_files=streak_files)
     need_torch()
     import torch
 
     from cmudrn.model import ModelConfig
     from cmudrn.train.ablation import Grid, rows_of, run_ablation, write_table
     from cmudrn.train.data import Data, open_data
+    from cmudrn.train.kernels import Kernels
     from cmudrn.train.recipe import TrainRecipe
     from cmudrn.train.scenes import SceneSteps
 
-    if grid not in [known.value for known in Grid]:
-        raise UsageError(f"--grid {grid}", fix="choose from " + ", ".join(known.value for known in Grid))
+    rows_asked, convolutions = one_of(Grid, "--grid", grid), one_of(Kernels, "--kernels", kernels)
     chosen = {} if stitches is None else {"stitches": parse_factors("stitches", stitches)}
     base = TrainRecipe(
         steps=steps,
@@ -72,12 +84,15 @@ def ablate(
     )
     if threads:
         torch.set_num_threads(threads)
-    rows = rows_of(Grid(grid), base)
-    opened = open_data(Data(photos=tuple(photos), streaks=streaks, validation=validation), crop)
+    rows = rows_of(rows_asked, base)
+    data = Data(photos=tuple(photos), streaks=streaks, validation=validation, max_streak_files=streak_files)
+    opened = open_data(data, crop)
     assert opened.fixed is not None
     drawn = SceneSteps(opened.sources, scenes=scenes, seed=seed)
     results = []
-    for result in run_ablation(rows, out, drawn, opened.fixed, opened.provenance, workers=workers, tell=tell):
+    for result in run_ablation(
+        rows, out, drawn, opened.fixed, opened.provenance, kernels=convolutions, workers=workers, tell=tell
+    ):
         results.append(result)
         write_table(results, base, out)
         typer.echo(f"{result.name}: {', '.join(shown(result.rain, result.snow))}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmudrn.cli.values import need_positive, need_torch, parse_depths
+from cmudrn.cli.values import need_positive, need_torch, one_of, parse_depths
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     Tell = Callable[[Restoration], None]
 
 __all__ = ["evaluate", "register"]
-
-Choice = TypeVar("Choice", bound=Enum)
 
 Subject = Annotated[
     str,
@@ -99,7 +96,7 @@ def evaluate(
     from cmudrn.train.evaluation_report import WorstImages, write_report
 
     depths = parse_depths(loops) if loops is not None else None
-    restorers = load_restorers(weights, depths, _one_of(Output, "--output", output))
+    restorers = load_restorers(weights, depths, one_of(Output, "--output", output))
     protocol = _find_protocol(subject, data, split, weather)
     _prepare(out, threads)
     worst = WorstImages(restorers.usual_loops)
@@ -131,8 +128,8 @@ def _find_protocol(subject: str, data: Path | None, split: str | None, weather: 
             fix=f"choose from {', '.join(RENDERED)}, or give the folder of a dataset",
         )
     _refuse(f"{subject} is a dataset's folder: --data is for protocols", data=data)
-    wanted_weather = None if weather is None else _one_of(Weather, "--weather", weather)
-    wanted_split = _one_of(Split, "--split", split or "test")
+    wanted_weather = None if weather is None else one_of(Weather, "--weather", weather)
+    wanted_split = one_of(Split, "--split", split or "test")
     return paired_protocol(find_pairs(Path(subject), split=wanted_split, weather=wanted_weather))
 
 
@@ -140,14 +137,6 @@ def _refuse(why: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise UsageError(f"--{name} {value}: {why}", fix=f"leave --{name} away")
-
-
-def _one_of(choices: type[Choice], option: str, value: str) -> Choice:
-    if value not in [choice.value for choice in choices]:
-        raise UsageError(
-            f"{option} {value}", fix="choose from " + ", ".join(choice.value for choice in choices)
-        )
-    return choices(value)
 
 
 def _prepare(out: Path | None, threads: int | None) -> None:

@@ -42,10 +42,10 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __exit__(self, *exc_info: object) -> None:
         self.bar.stop()
 
-    def begin(self, out: Path) -> None:
-        """Says where the run stands."""
+    def begin(self, out: Path, kernels: str) -> None:
+        """Says where the run stands, and whose convolutions it uses."""
         how = "resumed at" if self.begun else "begins at"
-        self.console.print(f"{out}: {how} step {self.begun} of {self.steps}")
+        self.console.print(f"{out}: {how} step {self.begun} of {self.steps}, kernels: {kernels}")
 
     def tell(self, news: StepProgress | Validation) -> None:
         """A report of the last steps, or a score."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmudrn.cli.values import need_positive, need_torch, parse_depths, parse_factors
+from cmudrn.cli.values import need_positive, need_torch, one_of, parse_depths, parse_factors
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ Pairs = Annotated[
 ]
 Streaks = Annotated[
     Path, typer.Option(metavar="DIR", help="Streak files of the Columbia database, <id>-<type>.png.")
+]
+StreakFiles = Annotated[
+    int, typer.Option(metavar="N", help="Of these, spread evenly: a second of start-up and 7 MB each.")
 ]
 Validation = Annotated[
     Path | None,
@@ -75,6 +78,12 @@ BFloat16 = Annotated[
     bool, typer.Option("--bfloat16", help="Mixed precision: about twice as fast where the CPU has bfloat16.")
 ]
 Float32Steps = Annotated[int, typer.Option(metavar="N", help="Last steps, in float32 all the same.")]
+KernelsName = Annotated[
+    str,
+    typer.Option(
+        "--kernels", metavar="NAME", help="Convolutions: winograd (ours, CPU, float32), torch, or auto."
+    ),
+]
 Devices = Annotated[int, typer.Option(metavar="N", help="Processes that share a step's scenes.")]
 Accelerator = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, mps or auto.")]
 Workers = Annotated[int, typer.Option(metavar="N", help="Processes that render weather.")]
@@ -91,6 +100,7 @@ def train(
     streaks: Streaks,
     photos: Photos = None,
     pairs: Pairs = None,
+    streak_files: StreakFiles = 220,
     validation: Validation = None,
     out: Run = Path("runs/default"),
     start_from: StartFrom = None,
@@ -107,6 +117,7 @@ def train(
     ema: Average = None,
     bfloat16: BFloat16 = False,
     float32_steps: Float32Steps = 2_000,
+    kernels: KernelsName = "auto",
     devices: Devices = 1,
     accelerator: Accelerator = "cpu",
     workers: Workers = 1,
@@ -114,12 +125,13 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train weights on clean photographs with rain and snow laid over them."""
-    need_positive(threads=threads)
+    need_positive(threads=threads, streak_files=streak_files)
     need_torch()
     import torch
 
     from cmudrn.cli.progress import TrainingProgress
     from cmudrn.train.data import Data, parse_pairs
+    from cmudrn.train.kernels import Kernels
     from cmudrn.train.session import Pace, open_fabric, open_session
 
     changes: dict[str, Any] = {
@@ -143,12 +155,19 @@ def train(
     )
     if threads:
         torch.set_num_threads(threads)
+    convolutions = one_of(Kernels, "--kernels", kernels)
     fabric = open_fabric(devices, accelerator)
     paired = tuple(parse_pairs(folder) for folder in pairs or ())
-    data = Data(photos=tuple(photos or ()), streaks=streaks, pairs=paired, validation=validation)
-    session = open_session(recipe, out, data, fabric=fabric, start_from=start_from)
+    data = Data(
+        photos=tuple(photos or ()),
+        streaks=streaks,
+        pairs=paired,
+        validation=validation,
+        max_streak_files=streak_files,
+    )
+    session = open_session(recipe, out, data, fabric=fabric, start_from=start_from, kernels=convolutions)
     with TrainingProgress(session.trainer.step, steps, shown=fabric.is_global_zero) as progress:
-        progress.begin(out)
+        progress.begin(out, session.trainer.kernels.value)
         session.train(Pace(workers=workers), progress.tell)
         progress.end(out)
 

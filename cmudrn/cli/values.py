@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import TypeVar
+
 from cmudrn.errors import EnvironmentMissing, UsageError
 
-__all__ = ["need_positive", "need_torch", "parse_depths", "parse_factors"]
+__all__ = ["need_positive", "need_torch", "one_of", "parse_depths", "parse_factors"]
+
+Choice = TypeVar("Choice", bound=Enum)
 
 
 def need_positive(**options: int | None) -> None:
     """Raises UsageError for the first option below 1."""
     for name, value in options.items():
         if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}", fix="give 1 or more")
+            raise UsageError(f"--{name.replace('_', '-')} {value}", fix="give 1 or more")
 
 
 def need_torch() -> None:
@@ -20,6 +25,15 @@ def need_torch() -> None:
         import torch  # noqa: F401
     except ImportError as exc:
         raise EnvironmentMissing("this command needs PyTorch", fix="pip install 'cmudrn[train]'") from exc
+
+
+def one_of(choices: type[Choice], option: str, value: str) -> Choice:
+    """The choice that an option names. Raises UsageError."""
+    if value not in [choice.value for choice in choices]:
+        raise UsageError(
+            f"{option} {value}", fix="choose from " + ", ".join(choice.value for choice in choices)
+        )
+    return choices(value)
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
