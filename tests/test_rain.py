@@ -25,7 +25,6 @@ from cmudrn.train.weather.rain import (
 from cmudrn.train.weather.weathered import Image
 
 SIDE_PX = 300
-# 6.5477 m/s, one drop of 2 mm five metres away: 1000 px / 5 m * 6.5477 m/s * 0.05 s = 65.477 px.
 SHOWER = RainParams(
     rate_mm_h=50,
     focal_px=1000,
@@ -39,6 +38,7 @@ SHOWER = RainParams(
     scene_m=20,
     mist_brightness=0.7,
 )
+# Of the streak of a drop of 2 mm, five metres away: 1000 px / 5 m * 6.5477 m/s * 0.05 s.
 LENGTH_PX = 65.477
 
 

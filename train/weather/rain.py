@@ -77,7 +77,7 @@ def draw_rain(rng: np.random.Generator, *, severity: float = 1.0, focal_px: floa
     """A shower by chance; all ranges are ours.
 
     severity: ratio, on rainfall, and its root, at most 1, on contrast; 0 is no rain, at 1 eight of ten inputs
-    lie between 16 and 26 dB.
+    lie between 15 and 27 dB (docs/weather.md).
     focal_px: pixels, of the whole photograph.
     """
     exposure_s = float(np.exp(rng.uniform(np.log(1 / 500), np.log(1 / 25))))
