@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cmudrn import __version__
-from cmudrn.cli import ablate, deploy, evaluate, train
+from cmudrn.cli import ablate, deploy, evaluate, synthesize, train
 from cmudrn.errors import CmudrnError
 
 __all__ = ["app", "main"]
@@ -29,6 +29,7 @@ deploy.register(app)
 train.register(app)
 ablate.register(app)
 evaluate.register(app)
+synthesize.register(app)
 
 
 def _print_version(wanted: bool) -> None:
