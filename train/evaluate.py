@@ -19,6 +19,8 @@ from torch import Tensor
 from cmudrn.checkpoint import NetworkKind, load_drn, load_model, read_checkpoint
 from cmudrn.errors import UsageError
 from cmudrn.metrics import Scores, Truth, mean_psnr_db
+from cmudrn.model import DRN
+from cmudrn.train.kernels import Kernels, accelerate, choose_kernels
 from cmudrn.train.photos import to_pixels
 from cmudrn.train.protocols import EvaluationItem, Pixels, Protocol
 
@@ -208,7 +210,10 @@ class Restorers:
 
 
 def load_restorers(
-    weights: str | Path, loops: Sequence[int] | None = None, output: Output = Output.FUSED
+    weights: str | Path,
+    loops: Sequence[int] | None = None,
+    output: Output = Output.FUSED,
+    kernels: Kernels = Kernels.AUTO,
 ) -> Restorers:
     """Weights at several loop counts; None: at the one they were trained with. Raises as `restorer` does."""
     checkpoint = read_checkpoint(weights)
@@ -216,20 +221,24 @@ def load_restorers(
         candidate=Candidate(Path(weights).name, checkpoint.sha256, output.value),
         trained_loops=checkpoint.inter_loops,
         by_loops={
-            depth: restorer(weights, loops=depth, output=output)
+            depth: restorer(weights, loops=depth, output=output, kernels=kernels)
             for depth in loops or [checkpoint.inter_loops]
         },
     )
 
 
 def restorer(
-    weights: str | Path = "default", *, loops: int | None = None, output: Output = Output.FUSED
+    weights: str | Path = "default",
+    *,
+    loops: int | None = None,
+    output: Output = Output.FUSED,
+    kernels: Kernels = Kernels.AUTO,
 ) -> Restore:
     """The PyTorch model, or a baseline DRN: float32 inside, the whole image at once, rounded half up.
 
     Raises CheckpointError for weights that cannot be used, UsageError for an output that they don't have.
     """
-    forward = _forward_of(weights, loops, output)
+    forward = _forward_of(weights, loops, output, choose_kernels(kernels, device="cpu", bfloat16=False))
 
     def restore(degraded: Pixels) -> Pixels:
         planes = torch.from_numpy(degraded).permute(2, 0, 1)[None].float() / 255
@@ -240,18 +249,22 @@ def restorer(
     return restore
 
 
-def _forward_of(weights: str | Path, loops: int | None, output: Output) -> Callable[[Tensor], Tensor]:
+def _forward_of(
+    weights: str | Path, loops: int | None, output: Output, kernels: Kernels
+) -> Callable[[Tensor], Tensor]:
     """[1, 3, H, W] in [0, 1] to the same shape, not clamped."""
-    if read_checkpoint(weights).network is NetworkKind.DRN:
-        if output is not Output.FUSED:
-            raise UsageError(
-                f"{weights}: a lone DRN has no {output.value} branch", fix="leave the output away"
-            )
-        drn = load_drn(weights, loops=loops)
+    alone = read_checkpoint(weights).network is NetworkKind.DRN
+    if alone and output is not Output.FUSED:
+        raise UsageError(f"{weights}: a lone DRN has no {output.value} branch", fix="leave the output away")
+    model = load_drn(weights, loops=loops) if alone else load_model(weights, loops=loops)
+    if kernels is Kernels.WINOGRAD:
+        accelerate(model)
+    if isinstance(model, DRN):
+        drn = model
         return lambda image: drn(image)[-1]
-    model = load_model(weights, loops=loops)
+    unified = model
     if output is Output.FUSED:
-        return model
+        return unified
     if output is Output.RAIN:
-        return lambda image: model.forward_all(image).rain_stages[-1]
-    return lambda image: model.forward_all(image).snow_stages[-1]
+        return lambda image: unified.forward_all(image).rain_stages[-1]
+    return lambda image: unified.forward_all(image).snow_stages[-1]

@@ -132,7 +132,7 @@ class Trainer:
         for name, value in now.items():
             if name not in ENDS and begun.get(name) != value:
                 raise UsageError(
-                    f"{self.folder}: this run was begun with {name} = {begun.get(name)}, not {value}",
+                    f"{self.folder}: this run was begun with {difference(name, begun.get(name), value)}",
                     fix="resume with the options it was begun with, or give another --out, "
                     f"with --start-from {self.folder / 'weights.safetensors'} to go on from its weights",
                 )
@@ -258,6 +258,14 @@ class Trainer:
             self.save()
             raise
         self.save()
+
+
+def difference(name: str, begun: Any, now: Any) -> str:
+    """`crop_px = 64, not 96`; of a mapping the first entry that differs."""
+    if isinstance(begun, dict) and isinstance(now, dict):
+        key = next(key for key in (*now, *begun) if begun.get(key) != now.get(key))
+        return f"{name}: {difference(key, begun.get(key), now.get(key))}"
+    return f"{name} = {begun}, not {now}"
 
 
 def name_terms(terms: LossTerms) -> str:

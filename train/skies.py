@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +25,15 @@ from cmudrn.train.weather.weathered import Image, Weathered
 __all__ = ["ProceduralRain", "ProceduralSnow", "Sky", "StreakRain", "load_streak_rains", "training_files"]
 
 FOCAL_PX = (300.0, 700.0)  # of a photograph 500 pixels wide: 80 down to 40 degrees of view
+
+
+def air_is_clear(rng: np.random.Generator, severity: float) -> bool:
+    """Whether drops or flakes fall without mist or veil: often in light weather, sometimes in heavy.
+
+    Weights that always saw a veil take one off where there is none: they darkened lightly snowed photographs
+    of another generator by ten grey levels.
+    """
+    return bool(rng.random() < 0.8 - 0.5 * min(severity, 1.0))
 
 
 class Sky(Protocol):
@@ -58,7 +67,10 @@ class ProceduralRain:
     def render(self, clean: Image, rng: np.random.Generator, *, severity: float, scale: float) -> Weathered:
         """A shower and a camera of its own for every scene."""
         focal_px = scale * float(rng.uniform(*FOCAL_PX))
-        return render_rain(clean, draw_rain(rng, severity=severity, focal_px=focal_px), rng)
+        params = draw_rain(rng, severity=severity, focal_px=focal_px)
+        if air_is_clear(rng, severity):
+            params = replace(params, scene_m=0.0)  # mist of no depth
+        return render_rain(clean, params, rng)
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,10 @@ class ProceduralSnow:
 
     def render(self, clean: Image, rng: np.random.Generator, *, severity: float, scale: float) -> Weathered:
         """A snowfall of its own for every scene."""
-        return render_snow(clean, draw_snow(rng, severity=severity, scale=scale), rng)
+        params = draw_snow(rng, severity=severity, scale=scale)
+        if air_is_clear(rng, severity):
+            params = replace(params, veil=0.0)
+        return render_snow(clean, params, rng)
 
 
 def load_streak_rains(files: Sequence[Path], *, whole: bool = False) -> list[StreakRain]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmudrn.cli.train import KernelsName
 from cmudrn.cli.values import need_positive, need_torch, one_of, parse_depths
 from cmudrn.errors import UsageError
 
@@ -83,6 +84,7 @@ def evaluate(
     split: SplitChoice = None,
     weather: WeatherChoice = None,
     limit: Limit = None,
+    kernels: KernelsName = "auto",
     threads: Threads = None,
     out: Out = None,
 ) -> None:
@@ -94,9 +96,11 @@ def evaluate(
     need_torch()
     from cmudrn.train.evaluate import Output, evaluate, load_restorers
     from cmudrn.train.evaluation_report import WorstImages, write_report
+    from cmudrn.train.kernels import Kernels
 
     depths = parse_depths(loops) if loops is not None else None
-    restorers = load_restorers(weights, depths, one_of(Output, "--output", output))
+    convolutions = one_of(Kernels, "--kernels", kernels)
+    restorers = load_restorers(weights, depths, one_of(Output, "--output", output), convolutions)
     protocol = _find_protocol(subject, data, split, weather)
     _prepare(out, threads)
     worst = WorstImages(restorers.usual_loops)

@@ -39,11 +39,12 @@ __all__ = [
     "compile_library",
     "convolve16",
     "load_library",
+    "residual16",
 ]
 
 SOURCE = Path(__file__).with_name("winograd.c")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
-LINEAR, RELU, RESIDUAL = 0, 1, 2  # as in winograd.c
+LINEAR, RELU = 0, 1  # as in winograd.c
 
 
 class Kernels(str, Enum):
@@ -112,9 +113,11 @@ def load_library() -> ctypes.CDLL:
             f"{path}: {exc}", fix="remove that file, or train with --kernels torch"
         ) from exc
     floats, number = ctypes.c_void_p, ctypes.c_int
-    library.cmudrn_forward.argtypes = [floats] * 5 + [number] * 4
-    library.cmudrn_backward.argtypes = [floats] * 11 + [number] * 4
-    library.cmudrn_scratch.restype = ctypes.c_long
+    library.cmudrn_forward.argtypes = [floats] * 4 + [number] * 4
+    library.cmudrn_backward.argtypes = [floats] * 8 + [number] * 4
+    library.cmudrn_block_forward.argtypes = [floats] * 7 + [number] * 3
+    library.cmudrn_block_backward.argtypes = [floats] * 9 + [number] * 3
+    library.cmudrn_scratch.argtypes, library.cmudrn_scratch.restype = [number] * 3, ctypes.c_long
     keep_freed_memory()
     return library
 
@@ -137,66 +140,88 @@ class _Convolve16(torch.autograd.Function):
     """See convolve16."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, mode: int) -> Tensor:
-        x, weight, bias = (
-            x.contiguous(memory_format=torch.channels_last),
-            weight.contiguous(),
-            bias.contiguous(),
-        )
-        skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mode: int) -> Tensor:
+        x, weight, bias = last(x), weight.contiguous(), bias.contiguous()
         y = torch.empty_like(x)
-        n, _, height, width = x.shape
-        load_library().cmudrn_forward(
-            x.data_ptr(),
-            weight.data_ptr(),
-            bias.data_ptr(),
-            address(skip),
-            y.data_ptr(),
-            n,
-            height,
-            width,
-            mode,
-        )
-        ctx.save_for_backward(x, weight, skip, y)
+        load_library().cmudrn_forward(*addresses(x, weight, bias, y), *sides(x), mode)
+        ctx.save_for_backward(x, weight, y)
         ctx.mode = mode
         return y
 
     @staticmethod
-    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None]:
-        x, weight, skip, y = ctx.saved_tensors
-        to_y = to_outputs[0].contiguous(memory_format=torch.channels_last)
-        library = load_library()
+    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, weight, y = ctx.saved_tensors
+        to_y = last(to_outputs[0])
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        to_skip = None if skip is None else torch.empty_like(skip)
         to_weight, to_bias = torch.empty_like(weight), weight.new_empty(CHANNELS)
-        inner, scratch = torch.empty_like(x), x.new_empty(library.cmudrn_scratch())
-        n, _, height, width = x.shape
-        library.cmudrn_backward(
-            *(
-                address(t)
-                for t in (x, weight, skip, y, to_y, to_x, to_weight, to_bias, to_skip, inner, scratch)
-            ),
-            *(n, height, width, ctx.mode),
+        # Held in a name, as all that is passed by address: freed, it would be written to all the same.
+        room = scratch(x)
+        load_library().cmudrn_backward(
+            *addresses(x, weight, y, to_y, to_x, to_weight, to_bias, room), *sides(x), ctx.mode
         )
-        return to_x, to_weight, to_bias, to_skip, None
+        return to_x, to_weight, to_bias, None
 
 
-def address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+class _Block16(torch.autograd.Function):
+    """See residual16."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+    ) -> Tensor:
+        x, weight1, weight2 = last(x), weight1.contiguous(), weight2.contiguous()
+        bias1, bias2 = bias1.contiguous(), bias2.contiguous()
+        inside, y = torch.empty_like(x), torch.empty_like(x)
+        load_library().cmudrn_block_forward(
+            *addresses(x, weight1, bias1, weight2, bias2, inside, y), *sides(x)
+        )
+        ctx.save_for_backward(x, weight1, weight2, inside, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor, ...]:
+        x, weight1, weight2, inside, y = ctx.saved_tensors
+        to_y, to_x = last(to_outputs[0]), torch.empty_like(x)
+        sizes = (weight1.numel(), CHANNELS, weight2.numel(), CHANNELS)
+        to_parameters, room = weight1.new_empty(sum(sizes)), scratch(x)
+        load_library().cmudrn_block_backward(
+            *addresses(x, weight1, weight2, inside, y, to_y, to_x, to_parameters, room), *sides(x)
+        )
+        to_weight1, to_bias1, to_weight2, to_bias2 = to_parameters.split(sizes)
+        return to_x, to_weight1.view_as(weight1), to_bias1, to_weight2.view_as(weight2), to_bias2
 
 
-def convolve16(
-    x: Tensor, weight: Tensor, bias: Tensor, *, skip: Tensor | None = None, activated: bool = False
-) -> Tensor:
+def last(images: Tensor) -> Tensor:
+    """Channels last, copied where it is not yet."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def sides(images: Tensor) -> tuple[int, int, int]:
+    n, _, height, width = images.shape
+    return n, height, width
+
+
+def addresses(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def scratch(images: Tensor) -> Tensor:
+    return images.new_empty(load_library().cmudrn_scratch(*sides(images)))
+
+
+def convolve16(x: Tensor, weight: Tensor, bias: Tensor, *, activated: bool = False) -> Tensor:
     """A 3x3 convolution of 16 channels to 16, stride 1, zero padding 1, with a gradient.
 
-    x, skip: [N, 16, H, W] float32 on the CPU, channels last or copied to it.
-    weight: [16, 16, 3, 3]. bias: [16].
-    Returns conv(x) + bias; relu of it where activated; relu(relu of it + skip) where skip is given.
-    Shaped as x, channels last. The gradient of its gradient is not there.
+    x: [N, 16, H, W] float32 on the CPU, channels last or copied to it. weight: [16, 16, 3, 3]. bias: [16].
+    Returns conv(x) + bias, or relu of it; shaped as x, channels last. It cannot be differentiated twice.
     """
-    mode = RESIDUAL if skip is not None else RELU if activated else LINEAR
-    y: Tensor = _Convolve16.apply(x, weight, bias, skip, mode)
+    y: Tensor = _Convolve16.apply(x, weight, bias, RELU if activated else LINEAR)  # type: ignore[no-untyped-call]
+    return y
+
+
+def residual16(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """A residual block of two such convolutions: relu(relu(conv2(relu(conv1(x)))) + x)."""
+    y: Tensor = _Block16.apply(x, weight1, bias1, weight2, bias2)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -214,15 +239,14 @@ class WinogradConv(nn.Conv2d):
 
 
 class WinogradBlock(ResidualBlock):
-    """A residual block in two calls, activations and sum included."""
+    """A residual block in one call, activations and sum included."""
 
     def forward(self, f: Tensor) -> Tensor:
         """f: [N, 16, H, W] float32. Returns the same shape."""
         conv1, conv2 = self.conv1, self.conv2
         assert conv1.bias is not None
         assert conv2.bias is not None
-        inside = convolve16(f, conv1.weight, conv1.bias, activated=True)
-        return convolve16(inside, conv2.weight, conv2.bias, skip=f)
+        return residual16(f, conv1.weight, conv1.bias, conv2.weight, conv2.bias)
 
 
 def choose_kernels(asked: Kernels, *, device: str, bfloat16: bool) -> Kernels:

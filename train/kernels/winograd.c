@@ -38,7 +38,7 @@ typedef int32_t bits __attribute__((vector_size(LANES * 4)));
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LINEAR = 0, RELU = 1, RESIDUAL = 2 };
+enum { LINEAR = 0, RELU = 1, RESIDUAL = 2, ADD = 3 };
 
 /* [position][tile][channel]; one tile more than is used, or all positions would fall on the same cache sets. */
 typedef float Tiles[P * P][BLOCK + 1][C] __attribute__((aligned(64)));
@@ -215,8 +215,9 @@ INLINE void transform_output(float (*v)[BLOCK + 1][C], int tile, const float *bi
             long place = ((long)(top + y) * width + left) * C + h * LANES;
             for (int x = 0; x < columns; x++, place += C) {
                 vec value = line[x] + b;
-                if (mode != LINEAR) value = positive(value);
+                if (mode == RELU || mode == RESIDUAL) value = positive(value);
                 if (mode == RESIDUAL) value = positive(value + load(skip + place));
+                if (mode == ADD) value += load(skip + place);
                 store(out + place, value);
             }
         }
@@ -246,12 +247,27 @@ static void convolve(const float *in, const Weights u, const float *bias, const 
     }
 }
 
-/* LINEAR: y = conv(x) + b. RELU: y = relu(conv(x) + b). RESIDUAL: y = relu(relu(conv(x) + b) + skip). */
-void cmudrn_forward(const float *x, const float *weights, const float *bias, const float *skip, float *y, int n,
-                    int height, int width, int mode) {
+/* LINEAR: y = conv(x) + b. RELU: y = relu(conv(x) + b). */
+void cmudrn_forward(const float *x, const float *weights, const float *bias, float *y, int n, int height, int width,
+                    int mode) {
     Weights u;
     transform_weights(weights, 0, u);
-    convolve(x, u, bias, skip, y, n, height, width, mode);
+    convolve(x, u, bias, 0, y, n, height, width, mode);
+}
+
+/* A residual block: inside = relu(conv1(x) + b1), y = relu(relu(conv2(inside) + b2) + x).
+ * Image by image where there are enough for all threads: both convolutions then find their inputs in the cache. */
+void cmudrn_block_forward(const float *x, const float *weights1, const float *bias1, const float *weights2,
+                          const float *bias2, float *inside, float *y, int n, int height, int width) {
+    Weights u1, u2;
+    transform_weights(weights1, 0, u1);
+    transform_weights(weights2, 0, u2);
+    long size = (long)height * width * C;
+#pragma omp parallel for schedule(static) if (n >= omp_get_max_threads())
+    for (int k = 0; k < n; k++) { /* parallel regions inside run on one thread then: nesting is off */
+        convolve(x + k * size, u1, bias1, 0, inside + k * size, 1, height, width, RELU);
+        convolve(inside + k * size, u2, bias2, x + k * size, y + k * size, 1, height, width, RESIDUAL);
+    }
 }
 
 /* The gradient before activation and sum: inner [N, H, W, 16]; to_skip likewise for RESIDUAL. Adds up to_bias [16]. */
@@ -303,14 +319,13 @@ static void through_activation(const float *y, const float *skip, const float *t
 ACCUMULATE(4)
 ACCUMULATE(6)
 
-/* Floats of scratch that cmudrn_backward needs, beside one image batch for `inner`. */
-long cmudrn_scratch(void) { return (long)omp_get_max_threads() * P * P * C * C + 16; }
+#define SUMS ((long)P * P * C * C) /* a thread's sums of transformed weight gradients */
 
+/* scratch: SUMS floats a thread. */
 static void weight_gradient(const float *x, const float *inner, float *to_weights, float *scratch, int n, int height,
                             int width) {
     int down = (height + T - 1) / T, across = (width + T - 1) / T, threads = 1;
-    float *aligned = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
-    Weights *sums = (Weights *)aligned;
+    Weights *sums = (Weights *)scratch;
 #pragma omp parallel
     {
 #pragma omp single
@@ -334,7 +349,7 @@ static void weight_gradient(const float *x, const float *inner, float *to_weight
         }
     }
     for (int t = 1; t < threads; t++)
-        for (long k = 0; k < (long)P * P * C * C; k++) aligned[k] += aligned[t * (long)P * P * C * C + k];
+        for (long k = 0; k < SUMS; k++) scratch[k] += scratch[t * SUMS + k];
     for (int i = 0; i < C; i++)
         for (int o = 0; o < C; o++) {
             float half[3][P];
@@ -352,15 +367,57 @@ static void weight_gradient(const float *x, const float *inner, float *to_weight
         }
 }
 
-/* Gradients of cmudrn_forward, given to_y; to_x may be null. inner: scratch of one image batch. */
-void cmudrn_backward(const float *x, const float *weights, const float *skip, const float *y, const float *to_y,
-                     float *to_x, float *to_weights, float *to_bias, float *to_skip, float *inner, float *scratch,
-                     int n, int height, int width, int mode) {
-    through_activation(y, skip, to_y, inner, to_skip, to_bias, (long)n * height * width, mode);
+static float *align(float *p) { return (float *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
+
+/* Floats of scratch that the backward functions need for images of this size. */
+long cmudrn_scratch(int n, int height, int width) {
+    long threads = omp_get_max_threads(), size = (long)height * width * C, all = n * size;
+    long block = threads * (2 * size + SUMS) + n * 2L * (C * C * 9 + C); /* see cmudrn_block_backward */
+    long one = all + threads * SUMS;
+    return (block > one ? block : one) + 64;
+}
+
+/* Gradients of cmudrn_forward, given to_y; to_x may be null. */
+void cmudrn_backward(const float *x, const float *weights, const float *y, const float *to_y, float *to_x,
+                     float *to_weights, float *to_bias, float *scratch, int n, int height, int width, int mode) {
+    float *sums = align(scratch), *inner = sums + omp_get_max_threads() * SUMS;
+    through_activation(y, 0, to_y, inner, 0, to_bias, (long)n * height * width, mode);
     if (to_x) {
         Weights u;
         transform_weights(weights, 1, u);
         convolve(inner, u, 0, 0, to_x, n, height, width, LINEAR);
     }
-    weight_gradient(x, inner, to_weights, scratch, n, height, width);
+    weight_gradient(x, inner, to_weights, sums, n, height, width);
+}
+
+/* Gradients of cmudrn_block_forward, given to_y. to_parameters: weights1, bias1, weights2, bias2, one after another. */
+void cmudrn_block_backward(const float *x, const float *weights1, const float *weights2, const float *inside,
+                           const float *y, const float *to_y, float *to_x, float *to_parameters, float *scratch, int n,
+                           int height, int width) {
+    enum { ONE = C * C * 9 + C };
+    int threads = omp_get_max_threads(), by_image = n >= threads;
+    long size = (long)height * width * C;
+    Weights u1, u2;
+    transform_weights(weights1, 1, u1);
+    transform_weights(weights2, 1, u2);
+    float *sums = align(scratch), *planes = sums + threads * SUMS, *parts = planes + threads * 2 * size;
+#pragma omp parallel for schedule(static) if (by_image)
+    for (int k = 0; k < n; k++) {
+        int thread = by_image ? omp_get_thread_num() : 0;
+        float *own = sums + thread * SUMS, *inner2 = planes + thread * 2 * size, *inner1 = inner2 + size;
+        float *part1 = parts + k * 2L * ONE, *part2 = part1 + ONE;
+        const float *xk = x + k * size, *insidek = inside + k * size;
+        float *to_xk = to_x + k * size;
+        /* Of each image a sum of its own, added in order below: the number of threads doesn't show. */
+        through_activation(y + k * size, xk, to_y + k * size, inner2, to_xk, part2 + C * C * 9, size / C, RESIDUAL);
+        weight_gradient(insidek, inner2, part2, own, 1, height, width);
+        convolve(inner2, u2, 0, 0, inner1, 1, height, width, LINEAR);
+        through_activation(insidek, 0, inner1, inner1, 0, part1 + C * C * 9, size / C, RELU);
+        weight_gradient(xk, inner1, part1, own, 1, height, width);
+        convolve(inner1, u1, 0, to_xk, to_xk, 1, height, width, ADD);
+    }
+    for (int c = 0; c < 2 * ONE; c++) {
+        to_parameters[c] = 0;
+        for (int k = 0; k < n; k++) to_parameters[c] += parts[k * 2L * ONE + c];
+    }
 }
