@@ -63,6 +63,14 @@ def test_a_run_goes_on_where_it_stopped(
     assert "resumed at step 3 of 3" in capsys.readouterr().out
 
 
+def test_without_a_streak_database_rain_comes_from_physics(evaluation_data: Path, tmp_path: Path) -> None:
+    command = train_command(evaluation_data, tmp_path / "run", steps=1)
+    at = command.index("--streaks")
+    assert main(command[:at] + command[at + 2 :]) == 0
+    told = read_checkpoint(tmp_path / "run" / "weights.safetensors").training
+    assert (told["streak_files"], told["streaks_sha256"]) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -71,7 +79,8 @@ def test_a_run_goes_on_where_it_stopped(
         (["train", "DATA/bsds500/val", "--streaks", "DATA/garg06_streaks", "--steps", "0"], "steps"),
         (["train", "DATA/bsds500/val", "--streaks", "DATA/garg06_streaks", "--crop", "0"], "crop"),
         (["train", "DATA/bsds500/val", "--streaks", "DATA/garg06_streaks", "--threads", "0"], "--threads 0"),
-        (["train", "DATA/bsds500/val"], "--streaks"),
+        (["train", "DATA/bsds500/val", "--streak-files", "0"], "--streak-files 0"),
+        (["train", "DATA/bsds500/val", "--kernels", "winograd", "--bfloat16"], "--kernels winograd"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_a_way_out(

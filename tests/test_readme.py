@@ -14,7 +14,13 @@ from cmudrn.cli.app import main
 from cmudrn.engines.spec import receptive_radius
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "cmudrn/weights/default.md", "docs/measurements.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "checkpoints/README.md",
+    "cmudrn/weights/default.md",
+    *(f"docs/{name}.md" for name in ("datasets", "evaluation", "measurements", "training", "weather")),
+)
 
 
 def text(name: str) -> str:
@@ -24,7 +30,8 @@ def text(name: str) -> str:
 def commands(name: str) -> list[tuple[str, set[str]]]:
     """(command, options) of every `cmudrn ...` in code spans and indented blocks."""
     spans = re.findall(r"`([^`\n]+)`", text(name)) + re.findall(r"^    (.+)$", text(name), re.MULTILINE)
-    found = [re.search(r"\bcmudrn (infer|train|evaluate)\b(.*)", span.split("#")[0]) for span in spans]
+    verbs = "infer|train|evaluate|ablate|synthesize"
+    found = [re.search(rf"\bcmudrn ({verbs})\b(.*)", span.split("#")[0]) for span in spans]
     return [(match[1], set(re.findall(r"(?<!\w)--?[a-z][a-z0-9-]*", match[2]))) for match in found if match]
 
 
@@ -40,7 +47,7 @@ def test_commands_in_the_documents_have_the_options_they_are_shown_with(
 
 
 def test_commands_are_found_in_the_readme_at_all() -> None:
-    assert {"infer", "train", "evaluate"} <= {command for command, _ in commands("README.md")}
+    assert {"infer", "train", "evaluate", "ablate", "synthesize"} <= {command for command, _ in commands("README.md")}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -28,7 +28,7 @@ class Data:
     """Where the scenes come from."""
 
     photos: tuple[Path, ...]  # folders of clean photographs, over which weather is laid
-    streaks: Path  # the Columbia database
+    streaks: Path | None = None  # the Columbia database; without it there is rain from physics alone
     pairs: tuple[PairedSet, ...] = ()  # paired datasets, of which the missing weather is rendered
     validation: Path | None = None  # clean photographs to choose weights on; never trained on
     max_streak_files: int = 220  # spread evenly over the database; more cost start-up and memory, 7 MB each
@@ -58,7 +58,7 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
     """Reads all. Raises UsageError or TrainingError that names what will not do."""
     if not data.photos and not data.pairs:
         raise UsageError("nothing to train on", fix="give folders of clean photographs, or --pairs DIR")
-    files = training_files(data.streaks, data.max_streak_files)
+    files = training_files(data.streaks, data.max_streak_files) if data.streaks else []
     photos = PhotoSet(find_photos(data.photos), crop_px)  # before the streaks, which take a minute to cut
     held = None if data.validation is None else PhotoSet(find_photos([data.validation]), FIXED_CROP_PX)
     if held and (shared := photos.digests & held.digests):
@@ -67,7 +67,7 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
             fix="validate on photographs that training does not see",
         )
     snows: list[Sky] = [ProceduralSnow()]
-    rains: list[Sky] = [ProceduralRain(), *load_streak_rains(files)]
+    rains: list[Sky] = [ProceduralRain(), *(load_streak_rains(files) if files else ())]
     sources: list[SceneSource] = []
     if photos.photos:
         sources.append(PhotoScenes(photos, rains=rains, snows=snows, crop_px=crop_px))
@@ -79,7 +79,7 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
         "photos": len(photos.photos),
         "photos_sha256": photos.sha256,
         "streak_files": len(files),
-        "streaks_sha256": hash_files(files),
+        "streaks_sha256": hash_files(files) if files else None,
         "pairs": [paired.manifest() for paired in data.pairs],
     }
     fixed = None

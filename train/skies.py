@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cmudrn.errors import UsageError
 from cmudrn.train.weather.rain import draw_rain, render_rain
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
@@ -91,6 +92,13 @@ def load_streak_rains(files: Sequence[Path], *, whole: bool = False) -> list[Str
 
 
 def training_files(folder: Path, most: int) -> list[Path]:
-    """The database's files that no protocol owns, `most` of them spread evenly over it."""
+    """The database's files that no protocol owns, `most` of them spread evenly over it.
+
+    Raises UsageError for a folder without any.
+    """
     files = [file for file in streak_files(folder) if not is_held_out(file)]
+    if not files:
+        raise UsageError(
+            f"{folder}: every streak in it is kept for the protocols", fix="fetch the whole database"
+        )
     return [files[i] for i in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]

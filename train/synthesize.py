@@ -214,12 +214,7 @@ def find_streaks(job: SynthesisJob) -> list[Path]:
     """Those that no protocol owns, so that what is trained on this dataset can be scored there."""
     if job.streaks is None or not set(job.renderers) & set(RECIPES):
         return []
-    files = training_files(job.streaks, MOST_STREAK_FILES)
-    if not files:
-        raise UsageError(
-            f"{job.streaks}: every streak in it is kept for the protocols", fix="fetch the whole database"
-        )
-    return files
+    return training_files(job.streaks, MOST_STREAK_FILES)
 
 
 def open_rain(name: str, files: Sequence[Path], workers: int) -> Sky:

@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
 
 def ablate(
     photos: Photos,
-    streaks: Streaks,
     validation: Validation,
+    streaks: Streaks = None,
     streak_files: StreakFiles = 60,
     grid: GridName = "table",
     out: Out = Path("runs/ablation"),

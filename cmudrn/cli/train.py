@@ -26,7 +26,12 @@ Pairs = Annotated[
     ),
 ]
 Streaks = Annotated[
-    Path, typer.Option(metavar="DIR", help="Streak files of the Columbia database, <id>-<type>.png.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Streak files of the Columbia database, <id>-<type>.png; without: rain from physics alone.",
+        show_default=False,
+    ),
 ]
 StreakFiles = Annotated[
     int, typer.Option(metavar="N", help="Of these, spread evenly: a second of start-up and 7 MB each.")
@@ -97,9 +102,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    streaks: Streaks,
     photos: Photos = None,
     pairs: Pairs = None,
+    streaks: Streaks = None,
     streak_files: StreakFiles = 220,
     validation: Validation = None,
     out: Run = Path("runs/default"),
