@@ -83,6 +83,15 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)  # data and its hash, steps, figures, code version
     sha256: str = ""  # of the file; empty before it was saved
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The loop counts that the weights were trained for; where nothing says, the usual one alone."""
+        recipe = self.training.get("recipe")
+        told = recipe.get("depths") if isinstance(recipe, dict) else None
+        if not isinstance(told, list) or not all(isinstance(depth, int) for depth in told) or not told:
+            return (self.inter_loops,)
+        return tuple(sorted(told))
+
 
 def resolve_weights(name_or_path: str | Path) -> Path:
     """A shipped name ("default") or a path. Raises CheckpointError where there is neither."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_weights import random_checkpoint
 
 import cmudrn
 from cmudrn.checkpoint import Checkpoint, load_model, read_checkpoint, save_checkpoint
@@ -95,3 +96,19 @@ def test_a_missing_a_foreign_and_a_damaged_file_are_told_apart(tmp_path: Path, s
     save_file({"a": np.zeros(1, np.float32)}, foreign)
     with pytest.raises(CheckpointError, match="not a checkpoint of cmudrn"):
         load_model(foreign)
+
+
+@pytest.mark.parametrize(
+    ("training", "depths"),
+    [
+        ({}, (3,)),
+        ({"recipe": {"depths": [5, 1]}}, (1, 5)),
+        ({"recipe": {"depths": []}}, (3,)),
+        ({"recipe": {"depths": ["many"]}}, (3,)),
+        ({"recipe": "ours"}, (3,)),
+    ],
+)
+def test_weights_know_the_depths_they_were_trained_for(
+    training: dict[str, object], depths: tuple[int, ...]
+) -> None:
+    assert dataclasses.replace(random_checkpoint(), training=training).depths == depths

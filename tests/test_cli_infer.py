@@ -54,9 +54,13 @@ def test_a_folder_is_restored_beside_itself(photos: Path, capsys: pytest.Capture
     assert "3 restored in " in said.err.splitlines()[-1]
 
 
-def test_another_depth_than_the_trained_one_is_said(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert infer("photos/a.jpg", "-o", "one.jpg") == 0
+def test_another_depth_than_the_trained_ones_is_said(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(random_checkpoint(), Path("mine.safetensors"))  # of T = 3 alone
+    assert infer("photos/a.jpg", "-o", "mine.jpg", "--weights", "mine.safetensors") == 0
     assert "trained with --loops 3, and restore worse at 1" in capsys.readouterr().err
+    assert infer("photos/a.jpg", "-o", "one.jpg") == 0
     assert main(["infer", "photos/a.jpg", "-o", "three.jpg"]) == 0
     assert "note" not in capsys.readouterr().err
     assert Path("one.jpg").read_bytes() != Path("three.jpg").read_bytes()

@@ -3,9 +3,9 @@
     python tools/ship_weights.py RUN/weights.safetensors --data DATA [--images N]
     make graphs
 
-Scores T = 1 to 7 on every protocol of docs/evaluation.md and prints a Markdown table for the model card.
-DATA holds bsds500/val, garg06_streaks and photos/val. All seven depths cost about 14 times what T = 3 costs
-alone, hours on a small machine: --images keeps it short.
+Scores every protocol of docs/evaluation.md, all images at the usual loop count and the first N (20) at T = 1
+to 7; prints Markdown tables for the model card. DATA holds bsds500/val, garg06_streaks and photos/val. All
+seven depths cost about 14 times what T = 3 costs alone, hence N.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from cmudrn.train.protocols import RENDERED, EvaluationData, open_protocol
 SHIPPED_LOOPS = range(1, 8)
 
 
-def figures(evaluation: Evaluation, usual_loops: int) -> dict[str, Any]:
+def figures(usual: Evaluation, by_depth: Evaluation) -> dict[str, Any]:
     """What the metadata says of one protocol; psnr_db and ssim are RGB's, at the usual loop count."""
-    by_loops = {row.loops: row.restored for row in evaluation.summary()}
-    usual = by_loops[usual_loops]
+    (row,) = usual.summary()
     return {
-        "images": evaluation.images,
-        "manifest_sha256": evaluation.manifest_sha256,
-        "input_psnr_db": round(evaluation.inputs.psnr_rgb_db, 3),
-        "input_ssim": round(evaluation.inputs.ssim_rgb, 4),
-        "psnr_db": round(usual.psnr_rgb_db, 3),
-        "ssim": round(usual.ssim_rgb, 4),
-        "loops": {str(loops): rounded(scores) for loops, scores in by_loops.items()},
+        "images": usual.images,
+        "manifest_sha256": usual.manifest_sha256,
+        "input_psnr_db": round(usual.inputs.psnr_rgb_db, 3),
+        "input_ssim": round(usual.inputs.ssim_rgb, 4),
+        "psnr_db": round(row.restored.psnr_rgb_db, 3),
+        "ssim": round(row.restored.ssim_rgb, 4),
+        "by_loops": {
+            "images": by_depth.images,
+            "manifest_sha256": by_depth.manifest_sha256,
+            "input": rounded(by_depth.inputs),
+            "restored": {str(row.loops): rounded(row.restored) for row in by_depth.summary()},
+        },
     }
 
 
@@ -47,7 +51,8 @@ def rounded(scores: Scores) -> dict[str, float]:
 
 def model_card_table(evaluations: Sequence[Evaluation]) -> str:
     """PSNR in dB and SSIM, RGB, a row for each protocol and a column for each loop count."""
-    header = ["PSNR / SSIM", "images", "input", *(f"T = {loops}" for loops in SHIPPED_LOOPS)]
+    loops = evaluations[0].loops
+    header = ["PSNR / SSIM", "images", "input", *(f"T = {depth}" for depth in loops)]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for evaluation in evaluations:
         scores = [evaluation.inputs, *(row.restored for row in evaluation.summary())]
@@ -64,21 +69,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", type=int, metavar="N", help="only the first of each protocol")
+    parser.add_argument("--images", type=int, default=20, metavar="N", help="at depths other than the usual")
     arguments = parser.parse_args()
     checkpoint = read_checkpoint(arguments.weights)
     check_tensors(checkpoint, str(arguments.weights))
-    restorers = load_restorers(arguments.weights, SHIPPED_LOOPS)
     data = EvaluationData(arguments.data)
     protocols = [open_protocol(name, data) for name in RENDERED]  # all, before the first is begun
-    evaluations = []
-    for protocol in protocols:
-        items = protocol.items(arguments.images)
-        evaluation = evaluate(protocol, items, restorers.by_loops, candidate=restorers.candidate)
-        evaluations.append(evaluation)
-        print(headline(evaluation), flush=True)
-    print(model_card_table(evaluations))
-    measured = {done.protocol: figures(done, restorers.usual_loops) for done in evaluations}
+    done = []
+    for loops, images in (([checkpoint.inter_loops], None), (SHIPPED_LOOPS, arguments.images)):
+        restorers = load_restorers(arguments.weights, loops)
+        evaluations = []
+        for protocol in protocols:
+            evaluations.append(
+                evaluate(protocol, protocol.items(images), restorers.by_loops, candidate=restorers.candidate)
+            )
+            print(headline(evaluations[-1]), flush=True)
+        print(f"\n{model_card_table(evaluations)}\n", flush=True)
+        done.append(evaluations)
+    measured = {usual.protocol: figures(usual, by_depth) for usual, by_depth in zip(*done, strict=True)}
     training = {**checkpoint.training, "figures": measured}
     save_checkpoint(dataclasses.replace(checkpoint, training=training), SHIPPED / "default.safetensors")
 

@@ -33,7 +33,7 @@ Out = Annotated[
     ),
 ]
 Loops = Annotated[
-    int, typer.Option(metavar="1..7", help="Recursions; weights fit the number they were trained with.")
+    int, typer.Option(metavar="1..7", help="Recursions: more of them restore better, and take longer.")
 ]
 OutputChoice = Annotated[
     str,
@@ -172,11 +172,12 @@ def _existing(overwrite: bool, skip_existing: bool) -> Existing:
 
 
 def _note_other_depth(job: InferJob) -> None:
-    """Weights fit the depth they were trained with; that is said, not left to be found out."""
+    """Weights fit the depths they were trained for; that is said, not left to be found out."""
     from cmudrn.checkpoint import read_checkpoint
 
-    trained = read_checkpoint(job.weights).inter_loops
-    if job.loops != trained:
+    depths = read_checkpoint(job.weights).depths
+    if job.loops not in depths:
+        trained = ",".join(map(str, depths))
         typer.echo(
             f"note: these weights were trained with --loops {trained}, and restore worse at {job.loops}",
             err=True,
