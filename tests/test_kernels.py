@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +19,15 @@ from cmudrn.cli.app import main
 from cmudrn.errors import EnvironmentMissing, UsageError
 from cmudrn.model import CMUDRN, DRN
 from cmudrn.train import kernels
-from cmudrn.train.kernels import Kernels, accelerate, choose_kernels, compile_library, convolve16, residual16
+from cmudrn.train.kernels import (
+    Kernels,
+    WinogradBlock,
+    accelerate,
+    choose_kernels,
+    compile_library,
+    convolve16,
+    residual16,
+)
 from cmudrn.train.losses import restoration_loss
 from cmudrn.train.passes import build_passes
 from cmudrn.train.recipe import Network, TrainRecipe
@@ -59,9 +71,18 @@ def check_against_float64(
         assert distance(ours, exact) < TOLERANCE
 
 
-# 1 pixel; less than a tile of 4; sizes that no tile divides; several tiles; a row of 121 tiles. One image
-# goes through a block row by row, three go image by image.
-SIZES = [(1, 1, 1), (1, 3, 2), (3, 13, 17), (3, 48, 32), (1, 5, 481)]
+@pytest.fixture(autouse=True, params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test at several thread counts: below, at and above the number of images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# 1 pixel; less than a tile of 4; sizes that no tile divides; several tiles; a row of 121 tiles. Images fewer
+# than threads go through a block row by row, the others image by image.
+SIZES = [(1, 1, 1), (1, 3, 2), (2, 13, 17), (5, 20, 32), (1, 5, 481)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -104,6 +125,26 @@ def test_a_training_step_has_the_loss_and_gradients_of_pytorch(network: Network)
     )  # a ReLU may switch where its input is a rounding off 0
 
 
+@pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"])
+def test_what_is_not_a_number_stays_so(name: str) -> None:
+    # A ReLU that made it 0 would train on as if all were well.
+    block = WinogradBlock()
+    with torch.no_grad():
+        block.get_parameter(name).view(-1)[0] = float("nan")
+    assert block(torch.rand(2, 16, 8, 8)).isnan().any()
+
+
+def test_nested_openmp_changes_nothing() -> None:
+    code = """
+import torch
+from cmudrn.train.kernels import check_library
+torch.set_num_threads(2)
+check_library()
+"""
+    environment = os.environ | {"OMP_NESTED": "true", "OMP_MAX_ACTIVE_LEVELS": "4"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
+
+
 @pytest.mark.parametrize("make", [CMUDRN, DRN])
 def test_weights_keep_their_names_and_values(make: type[CMUDRN] | type[DRN]) -> None:
     model = make()
@@ -144,6 +185,7 @@ def test_without_a_working_compiler_pytorch_does_the_work(
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(kernels, "user_cache_path", lambda _: tmp_path)
     kernels.load_library.cache_clear()
+    kernels.check_library.cache_clear()
     try:
         assert choose_kernels(Kernels.AUTO, device="cpu", bfloat16=False) is Kernels.TORCH
         with pytest.raises(EnvironmentMissing, match="did not compile") as caught:
@@ -151,6 +193,29 @@ def test_without_a_working_compiler_pytorch_does_the_work(
         assert "--kernels torch" in caught.value.fix
     finally:
         kernels.load_library.cache_clear()
+        kernels.check_library.cache_clear()
+
+
+def test_a_library_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        """The real library, but its blocks return what they were given."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        def cmudrn_block_forward(self, *arguments: int) -> None:
+            n, height, width = arguments[-3:]
+            ctypes.memmove(arguments[6], arguments[0], n * height * width * 64)
+
+    real = kernels.load_library()
+    monkeypatch.setattr(kernels, "load_library", Wrong)
+    kernels.check_library.cache_clear()
+    try:
+        assert choose_kernels(Kernels.AUTO, device="cpu", bfloat16=False) is Kernels.TORCH
+        with pytest.raises(EnvironmentMissing, match="wrong results"):
+            choose_kernels(Kernels.WINOGRAD, device="cpu", bfloat16=False)
+    finally:
+        kernels.check_library.cache_clear()
 
 
 @pytest.mark.parametrize(("device", "bfloat16"), [("cuda", False), ("cpu", True)])

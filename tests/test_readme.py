@@ -47,7 +47,9 @@ def test_commands_in_the_documents_have_the_options_they_are_shown_with(
 
 
 def test_commands_are_found_in_the_readme_at_all() -> None:
-    assert {"infer", "train", "evaluate", "ablate", "synthesize"} <= {command for command, _ in commands("README.md")}
+    assert {"infer", "train", "evaluate", "ablate", "synthesize"} <= {
+        command for command, _ in commands("README.md")
+    }
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad
 
 from cmudrn.errors import EnvironmentMissing, UsageError
 from cmudrn.model import CHANNELS, ResidualBlock
@@ -35,6 +35,7 @@ __all__ = [
     "WinogradBlock",
     "WinogradConv",
     "accelerate",
+    "check_library",
     "choose_kernels",
     "compile_library",
     "convolve16",
@@ -262,7 +263,7 @@ def choose_kernels(asked: Kernels, *, device: str, bfloat16: bool) -> Kernels:
             "--kernels winograd: these are float32 on a CPU", fix="leave --kernels, or --bfloat16, away"
         )
     try:
-        load_library()
+        check_library()
     except EnvironmentMissing:
         if asked is Kernels.WINOGRAD:
             raise
@@ -270,12 +271,38 @@ def choose_kernels(asked: Kernels, *, device: str, bfloat16: bool) -> Kernels:
     return Kernels.WINOGRAD
 
 
+@cache
+def check_library() -> None:
+    """Compares a block's values and gradients with PyTorch's: what a compiler made is tried before it trains.
+
+    Raises EnvironmentMissing where they differ, or where the library cannot be had.
+    """
+    load_library()
+    chance = torch.Generator().manual_seed(0)
+    shapes = ((4, CHANNELS, 9, 7), *2 * ((CHANNELS, CHANNELS, 3, 3), (CHANNELS,)))
+    inputs = [(torch.randn(shape, generator=chance) / 4).requires_grad_() for shape in shapes]
+    x, weight1, bias1, weight2, bias2 = inputs
+    inside = conv2d(x, weight1, bias1, padding=1).relu()
+    wanted = (conv2d(inside, weight2, bias2, padding=1).relu() + x).relu()
+    made = residual16(*inputs)
+    for got, right in zip(
+        (made, *torch.autograd.grad(made.square().sum(), inputs)),
+        (wanted, *torch.autograd.grad(wanted.square().sum(), inputs)),
+        strict=True,
+    ):
+        if not (got - right).norm() < 1e-3 * right.norm():  # not `>`: NaN is wrong too
+            raise EnvironmentMissing(
+                "the training's own kernels, as compiled here, give wrong results",
+                fix="train with --kernels torch, and report compiler and processor",
+            )
+
+
 def accelerate(model: nn.Module) -> None:
     """Has the model's convolutions run on our kernels; its weights and their names stay as they are.
 
     Raises EnvironmentMissing where the kernels cannot be had.
     """
-    load_library()
+    check_library()
     for module in model.modules():
         # The class alone changes: parameters, names, and whoever holds the module stay the same.
         if type(module) is ResidualBlock:

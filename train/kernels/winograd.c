@@ -46,8 +46,9 @@ typedef float Weights[P * P][C][C] __attribute__((aligned(64)));
 
 INLINE vec load(const float *p) { return (vec)*(const loose *)p; }
 INLINE void store(float *p, vec v) { *(loose *)p = (loose)v; }
-INLINE vec positive(vec v) { return (vec)((bits)v & (bits)(v > (vec){0})); }
-INLINE vec where_positive(vec v, vec of) { return (vec)((bits)v & (bits)(of > (vec){0})); }
+/* Zero where it is 0 or less: NaN stays NaN, or a training that has gone wrong would look sound. */
+INLINE vec positive(vec v) { return (vec)((bits)v & ~(bits)(v <= (vec){0})); }
+INLINE vec where_positive(vec v, vec of) { return (vec)((bits)v & ~(bits)(of <= (vec){0})); }
 
 /* The transforms along one axis. B^T of the paper, for the points 0, 1, -1, 2, -2 and infinity. */
 INLINE void input_axis(const vec d[P], vec out[P]) {
@@ -227,7 +228,7 @@ INLINE void transform_output(float (*v)[BLOCK + 1][C], int tile, const float *bi
 static void convolve(const float *in, const Weights u, const float *bias, const float *skip, float *out, int n,
                      int height, int width, int mode) {
     int down = (height + T - 1) / T, across = (width + T - 1) / T;
-#pragma omp parallel
+#pragma omp parallel if (!omp_in_parallel())
     {
         Tiles v;
         memset(v, 0, sizeof v);
@@ -264,7 +265,7 @@ void cmudrn_block_forward(const float *x, const float *weights1, const float *bi
     transform_weights(weights2, 0, u2);
     long size = (long)height * width * C;
 #pragma omp parallel for schedule(static) if (n >= omp_get_max_threads())
-    for (int k = 0; k < n; k++) { /* parallel regions inside run on one thread then: nesting is off */
+    for (int k = 0; k < n; k++) { /* the parallel regions inside run on one thread then */
         convolve(x + k * size, u1, bias1, 0, inside + k * size, 1, height, width, RELU);
         convolve(inside + k * size, u2, bias2, x + k * size, y + k * size, 1, height, width, RESIDUAL);
     }
@@ -275,7 +276,7 @@ static void through_activation(const float *y, const float *skip, const float *t
                                float *to_bias, long pixels, int mode) {
     enum { PARTS = 64 }; /* fixed, so that the sum doesn't depend on the number of threads */
     float part[PARTS][C] __attribute__((aligned(64)));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (!omp_in_parallel())
     for (int k = 0; k < PARTS; k++) {
         vec sum[HALVES];
         for (int h = 0; h < HALVES; h++) sum[h] = (vec){0};
@@ -326,7 +327,7 @@ static void weight_gradient(const float *x, const float *inner, float *to_weight
                             int width) {
     int down = (height + T - 1) / T, across = (width + T - 1) / T, threads = 1;
     Weights *sums = (Weights *)scratch;
-#pragma omp parallel
+#pragma omp parallel if (!omp_in_parallel())
     {
 #pragma omp single
         threads = omp_get_num_threads();
