@@ -87,6 +87,20 @@ def test_a_folder_without_streaks_and_a_broken_streak_file_are_named(tmp_path: P
         cut_layers(tmp_path / "1-4.png", STRAIGHT)
 
 
+def test_a_streak_file_that_breaks_off_is_named(streaks: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "1-4.png"
+    whole = (streaks / "1-4.png").read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])  # the header is whole, the pixels are not
+    with pytest.raises(TrainingError, match=r"1-4\.png: not readable as a streak file"):
+        StreakDatabase.load([broken], STRAIGHT)
+
+
+def test_a_file_with_no_row_below_the_line_is_no_streak_file(tmp_path: Path) -> None:
+    pyvips.Image.new_from_array(np.zeros((3, 160), np.uint8)).write_to_file(str(tmp_path / "1-4.png"))
+    with pytest.raises(TrainingError, match=r"1-4\.png: not a streak file, it is 160 wide and 3 high"):
+        cut_layers(tmp_path / "1-4.png", STRAIGHT)
+
+
 def test_snow_repeats_whitens_and_leaves_the_photograph_alone(clean: Image) -> None:
     before, params = clean.copy(), draw_snow(np.random.default_rng(2))
     snowy, layer, drawn = render_snow(clean, params, np.random.default_rng(3))

@@ -112,13 +112,21 @@ def otsu_threshold(grey: NDArray[np.uint8]) -> int:
 
 
 def cut_layers(path: Path, recipe: RainRecipe) -> list[NDArray[np.uint8]]:
-    """One file's streaks, sorted into the recipe's layers; [h, w] uint8 each, at the layer's own scale."""
+    """One file's streaks, sorted into the recipe's layers; [h, w] uint8 each, at the layer's own scale.
+
+    Raises TrainingError for a file that cannot be read to its end, or is too small to hold a streak.
+    """
     try:
         file = pyvips.Image.new_from_file(str(path), fail_on="truncated").colourspace("b-w")[0]
+        file = file.copy_memory()  # decoded here: a file is opened by its header alone
     except pyvips.Error as exc:
         raise TrainingError(
             f"{path}: not readable as a streak file", fix="fetch it again or remove it"
         ) from exc
+    if file.height <= TOP_ROWS:
+        raise TrainingError(
+            f"{path}: not a streak file, it is {file.width} wide and {file.height} high", fix="remove it"
+        )
     file = file.crop(0, TOP_ROWS, file.width, file.height - TOP_ROWS)
     grey = file.resize(UPSCALE, kernel="cubic").cast("uchar").numpy()
     streaks, count = ndimage.label(grey > otsu_threshold(grey))
