@@ -508,7 +508,7 @@ def test_the_command_leaves_a_report(
         (["bsd-rain", "--data", "DATA", "--weather", "rain"], "--weather rain", "leave --weather away"),
         (["bsd-snow", "--data", "DATA", "-o", "FILE/below"], "cannot write there", "folder"),
         (["PAIRS", "--data", "DATA"], "--data", "leave --data away"),
-        (["PAIRS", "--split", "half"], "--split half", "train, test, all"),
+        (["PAIRS", "--split", "half"], "--split half", "train, test, all, paper-train"),
         (["PAIRS", "--weather", "fog"], "--weather fog", "rain, snow"),
         (["EMPTY"], "no images in it", "folder of a dataset"),
         (["EMPTY/missing"], "no such folder", "bsd-rain"),

@@ -272,6 +272,8 @@ def test_pairs_that_do_not_say_their_weather_take_the_callers(tmp_path: Path) ->
 
 # ---- Splits
 
+WHOLE_AND_HALVES = (Split.TRAIN, Split.TEST, Split.ALL)
+
 
 def csd(root: Path, count: int) -> Path:
     return lay(root, *(f"{side}/{n}.tif" for side in ("Snow", "Gt") for n in range(1, count + 1)))
@@ -313,7 +315,7 @@ def test_folders_for_train_and_test_say_the_split(train: str, test: str, tmp_pat
     csd(root / train, 3)
     csd(root / test, 2)
     csd(root / "val", 1)  # neither split is validation
-    assert [len(find_pairs(root, split=split).pairs) for split in Split] == [3, 2, 5]
+    assert [len(find_pairs(root, split=split).pairs) for split in WHOLE_AND_HALVES] == [3, 2, 5]
     assert find_pairs(root).root == root
     assert names(find_pairs(root))[0] == (f"{train}/Snow/1.tif", f"{train}/Gt/1.tif")
 
@@ -324,7 +326,7 @@ def test_snow100ks_three_sizes_of_flakes_are_its_test_set(tmp_path: Path) -> Non
         *("train/synthetic/a.jpg", "train/gt/a.jpg"),
         *(f"test/Snow100K-{size}/{side}/b.jpg" for size in "SML" for side in ("synthetic", "gt")),
     )
-    assert [len(find_pairs(root, split=split).pairs) for split in Split] == [1, 3, 4]
+    assert [len(find_pairs(root, split=split).pairs) for split in WHOLE_AND_HALVES] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +347,30 @@ def test_a_folder_that_is_one_half_is_not_cut_and_not_taken_for_the_other(
     assert len(find_pairs(root, split=its).pairs) == len(find_pairs(root).pairs) == 10
     fix = refused(UsageError, root, f"{name}: is a {its.value} set", split=other)
     assert "split all" in fix
+
+
+def test_the_papers_cut_is_of_all_images_in_order_whatever_the_folders_say(tmp_path: Path) -> None:
+    csd(tmp_path / "CSD" / "Train", 8)
+    csd(tmp_path / "CSD" / "Test", 2)
+    train, test = (
+        [degraded for degraded, _ in names(find_pairs(tmp_path / "CSD", split=split))]
+        for split in (Split.PAPER_TRAIN, Split.PAPER_TEST)
+    )
+    assert train == [f"Train/Snow/{n}.tif" for n in range(1, 8)]
+    assert test == ["Train/Snow/8.tif", "Test/Snow/1.tif", "Test/Snow/2.tif"]
+
+
+def test_without_folders_the_papers_cut_is_the_usual_one(tmp_path: Path) -> None:
+    root = csd(tmp_path / "CSD", 10)
+    for split, papers in ((Split.TRAIN, Split.PAPER_TRAIN), (Split.TEST, Split.PAPER_TEST)):
+        assert find_pairs(root, split=split).pairs == find_pairs(root, split=papers).pairs
+
+
+@pytest.mark.parametrize("split", [Split.PAPER_TRAIN, Split.PAPER_TEST])
+def test_one_half_of_a_set_is_not_cut_as_the_papers_whole(split: Split, tmp_path: Path) -> None:
+    root = csd(tmp_path / "CSD" / "Test", 10)
+    fix = refused(UsageError, root, "is a test set, with no train set beside it", split=split)
+    assert "give the folder that holds both" in fix
 
 
 @pytest.mark.parametrize("name", ["latest", "restraint", "trains", "contest"])

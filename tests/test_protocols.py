@@ -178,6 +178,7 @@ def test_pairs_are_read_in_natural_order_under_names_below_the_root(tmp_path: Pa
     [
         ("CSD-2021", ("Snow", "Gt"), Split.TEST, None, "csd-test"),
         ("CSD", ("Snow", "Gt"), Split.ALL, None, "csd-all"),
+        ("CSD", ("Snow", "Gt"), Split.PAPER_TEST, None, "csd-paper-test"),
         ("mine", ("input", "target"), Split.TRAIN, Weather.RAIN, "pairs-rain-train"),
         ("mine", ("input", "target"), Split.ALL, None, "pairs-all"),
         ("drawn", ("rainy", "clean"), Split.TEST, None, "cmudrn-rain-test"),

@@ -43,15 +43,18 @@ class OpenedData:
     provenance: dict[str, Any]
 
 
-def parse_pairs(text: str) -> PairedSet:
-    """`DIR`, or `rain:DIR` and `snow:DIR` where the dataset doesn't say: its training half.
+def parse_pairs(text: str, *, split: Split = Split.TRAIN, weather: Weather | None = None) -> PairedSet:
+    """`DIR`: its training half.
 
+    With `rain:` or `snow:` before it where the dataset doesn't say, and `paper:` to cut it as the paper does.
     Raises UsageError for a folder in which no layout is found.
     """
-    weather, colon, folder = text.partition(":")
-    if colon and weather in [known.value for known in Weather]:
-        return find_pairs(Path(folder), split=Split.TRAIN, weather=Weather(weather))
-    return find_pairs(Path(text), split=Split.TRAIN)
+    word, colon, rest = text.partition(":")
+    if colon and word == "paper":
+        return parse_pairs(rest, split=Split.PAPER_TRAIN, weather=weather)
+    if colon and weather is None and word in [known.value for known in Weather]:
+        return parse_pairs(rest, split=split, weather=Weather(word))
+    return find_pairs(Path(text), split=split, weather=weather)
 
 
 def open_data(data: Data, crop_px: int) -> OpenedData:

@@ -41,7 +41,7 @@ def find_pairs(folder: Path, *, split: Split = Split.ALL, weather: Weather | Non
     """Find the paired dataset that a folder is, or that lies one level below it.
 
     split: by the dataset's own train and test folders or names; where nothing says, cut by clean images in
-    natural order, 70 to 30.
+    natural order, 70 to 30. The paper's is cut so whatever the folders say, train before test.
     weather: chooses in a set that holds both, and names the weather of one that does not say.
     Raises UsageError for a folder that is no dataset, or two, or holds nothing of what was asked for;
     TrainingError for images without a partner. No image is opened: see `check_sizes`.
@@ -298,23 +298,33 @@ def _of_weather(dataset: _Dataset, weather: Weather | None) -> _Dataset:
 
 
 def _pairs_of(dataset: _Dataset, split: Split) -> list[Pair]:
-    if split is Split.ALL or split in dataset.parts:
-        parts = [dataset.parts[split]] if split in dataset.parts else list(dataset.parts.values())
-        return [pair for part in parts for sides in part for pair in pair_up(sides, dataset.root)]
-    if Split.ALL not in dataset.parts:
-        (other,) = dataset.parts
+    if split in dataset.parts:
+        return _paired(dataset, split)
+    if split is Split.ALL:
+        return [pair for part in dataset.parts for pair in _paired(dataset, part)]
+    if len(dataset.parts) == 1 and Split.ALL not in dataset.parts:
+        (only,) = dataset.parts
+        other = Split.TEST if only is Split.TRAIN else Split.TRAIN
+        lacking = f"the {other.value} set" if split is other else "the folder that holds both"
         raise UsageError(
-            f"{dataset.root}: is a {other.value} set, with no {split.value} set beside it",
-            fix=f"give the {split.value} set, or choose the split all to take this one whole",
+            f"{dataset.root}: is a {only.value} set, with no {other.value} set beside it",
+            fix=f"give {lacking}, or choose the split all to take this one whole",
         )
-    return _cut(_pairs_of(dataset, Split.ALL), split, dataset.root)
+    return _cut([_paired(dataset, part) for part in dataset.parts], split, dataset.root)
 
 
-def _cut(pairs: Sequence[Pair], split: Split, root: Path) -> list[Pair]:
+def _paired(dataset: _Dataset, part: Split) -> list[Pair]:
+    return [pair for sides in dataset.parts[part] for pair in pair_up(sides, dataset.root)]
+
+
+def _cut(parts: Sequence[Sequence[Pair]], split: Split, root: Path) -> list[Pair]:
     """The first 70 % of the clean images with all their pairs, or the rest: no scene stands on both sides."""
-    cleans = sorted({pair.clean for pair in pairs}, key=natural_order)
+    # Part by part: by their paths alone, Test/ would stand before Train/.
+    in_order = (sorted({pair.clean for pair in pairs}, key=natural_order) for pairs in parts)
+    cleans = [clean for part in in_order for clean in part]
     trained = set(cleans[: len(cleans) * TRAIN_TENTHS // 10])
-    part = [pair for pair in pairs if (pair.clean in trained) is (split is Split.TRAIN)]
+    first = split in (Split.TRAIN, Split.PAPER_TRAIN)
+    part = [pair for pairs in parts for pair in pairs if (pair.clean in trained) is first]
     if not part:
         raise UsageError(
             f"{root}: {counted(len(cleans), 'scene')} cannot be cut into train and test",

@@ -46,11 +46,13 @@ class Weather(str, Enum):
 
 
 class Split(str, Enum):
-    """Which part of a set; ALL takes it whole, whatever its folders say."""
+    """Which part of a set. ALL takes it whole, whatever its folders say, and so does the paper's cut."""
 
     TRAIN = "train"
     TEST = "test"
     ALL = "all"
+    PAPER_TRAIN = "paper-train"  # of CMUDRN's paper: the first 70 % of the whole, in order
+    PAPER_TEST = "paper-test"  # and the last 30 %
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class PairedSet:
         return own_name(self.root)
 
     def describe(self) -> str:
-        """One line for reports: `CSD layout in CSD-2021, train: 7,000 pairs (snow)`."""
+        """One line for reports: `CSD layout in CSD-2021, train: 8,000 pairs (snow)`."""
         weather = f" ({self.weather.value})" if self.weather else ""
         count = counted(len(self.pairs), "pair")
         return f"{self.layout} layout in {self.name}, {self.split.value}: {count}{weather}"

@@ -49,7 +49,10 @@ OutputChoice = Annotated[
 SplitChoice = Annotated[
     str | None,
     typer.Option(
-        "--split", metavar="train|test|all", help="Of a dataset [default: test].", show_default=False
+        "--split",
+        metavar="train|test|all|paper-train|paper-test",
+        help="Of a dataset [default: test]; the paper's: 70 % and 30 % of the whole, in order.",
+        show_default=False,
     ),
 ]
 WeatherChoice = Annotated[

@@ -22,7 +22,9 @@ Photos = Annotated[
 Pairs = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="[rain:|snow:]DIR", help="Paired dataset, its training half; repeatable.", show_default=False
+        metavar="[rain:|snow:][paper:]DIR",
+        help="Paired dataset, its training half (paper: the first 70 % of the whole); repeatable.",
+        show_default=False,
     ),
 ]
 Streaks = Annotated[
