@@ -10,6 +10,7 @@ import pytest
 import pyvips
 
 from cmudrn.cli.app import main
+from cmudrn.errors import UsageError
 from cmudrn.model import ModelConfig
 from cmudrn.train.ablation import Grid, rows_of
 from cmudrn.train.recipe import Network, TrainRecipe
@@ -38,6 +39,12 @@ def test_the_searches_vary_alpha_and_points_alone() -> None:
     points = [row.recipe.model.stitches for row in rows_of(Grid.POINTS, BASE)]
     assert points[0] == {}
     assert {"stem": 0.8, "block1": 0.8, "block2": 0.8, "body": 0.8} in points
+
+
+@pytest.mark.parametrize("grid", [Grid.ALPHA, Grid.POINTS])
+def test_without_a_stitch_there_is_nothing_to_search(grid: Grid) -> None:
+    with pytest.raises(UsageError, match="no stitch to vary"):
+        rows_of(grid, TrainRecipe(model=ModelConfig(stitches={})))
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +90,10 @@ def test_rows_of_another_budget_are_not_mixed_in(
     again = [*command, "--scenes", "2"]
     assert main(again) == 2
     assert "begun with scenes = 1, not 2" in capsys.readouterr().err
+    assert main([*command, "--steps", "3"]) == 2  # finished rows
+    assert "begun with steps = 2, not 3" in capsys.readouterr().err
+    for done in Path(command[-1]).rglob("scores.json"):
+        done.unlink()
+    assert main([*command, "--steps", "3"]) == 2  # rows that were interrupted
+    assert "begun with steps = 2, not 3" in capsys.readouterr().err
     assert main([*command, "--grid", "tables"]) == 2

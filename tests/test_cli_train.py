@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -63,6 +67,55 @@ def test_a_run_goes_on_where_it_stopped(
     assert "resumed at step 3 of 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("depths", "usual"), [("1-7", 3), ("5", 5), ("1-2", 2), ("1,2,4", 4)])
+def test_the_usual_depth_is_one_that_was_trained(depths: str, usual: int) -> None:
+    recipe = make_recipe(
+        paper=False, network="cmudrn", loops=depths, default_loops=None, stitches=None, loss=""
+    )
+    assert recipe.model.inter_loops == recipe.model.intra_loops == usual
+
+
+def test_plain_lines_tell_losses_speed_and_time_left(
+    evaluation_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_command(evaluation_data, tmp_path / "run", steps=50)) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 50: "))
+    assert re.fullmatch(
+        r"step 50: loss [\d.]+ \(local [\d.]+, recur [\d.]+, global [\d.]+\), [\d.]+ steps/s, 0 min left",
+        line,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for it")
+def test_processes_that_render_do_not_outlive_a_run_that_was_killed(
+    evaluation_data: Path, tmp_path: Path
+) -> None:
+    process = start(train_command(evaluation_data, tmp_path / "run", steps=10**6))
+    try:
+        workers = wait_for(lambda: children(process.pid), 60)
+    finally:
+        process.kill()
+        process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)
+
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], most_s: float) -> T:
+    end = time.monotonic() + most_s
+    while not (met := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return met
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a process has begun."""
+    tasks = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(number) for number in tasks.read_text().split()] if tasks.exists() else []
+
+
 def test_without_a_streak_database_rain_comes_from_physics(evaluation_data: Path, tmp_path: Path) -> None:
     command = train_command(evaluation_data, tmp_path / "run", steps=1)
     at = command.index("--streaks")
@@ -80,6 +133,17 @@ def test_without_a_streak_database_rain_comes_from_physics(evaluation_data: Path
         (["train", "DATA/bsds500/val", "--streaks", "DATA/garg06_streaks", "--crop", "0"], "crop"),
         (["train", "DATA/bsds500/val", "--streaks", "DATA/garg06_streaks", "--threads", "0"], "--threads 0"),
         (["train", "DATA/bsds500/val", "--streak-files", "0"], "--streak-files 0"),
+        (["train", "DATA/bsds500/val", "--workers", "-1"], "--workers -1"),
+        (["train", "DATA/bsds500/val", "--seed", "-1"], "seed = -1"),
+        (["train", "DATA/bsds500/val", "--accelerator", "abacus"], "--accelerator abacus"),
+        (["train", "DATA/bsds500/val", "--loops", "1-2", "--default-loops", "3"], "--default-loops 3"),
+        (["train", "DATA/bsds500/val", "-o", "DATA/bsds500/val/0.jpg"], "cannot write there"),
+        (["train", "DATA/bsds500/val", "-o", "DATA/bsds500/val/0.jpg/run"], "cannot write there"),
+        (["train", "DATA/bsds500/val", "--start-from", "nobody"], "no such weights"),
+        (
+            ["ablate", "DATA/bsds500/val", "--validation", "DATA/bsds500/val", "--workers", "-1"],
+            "--workers -1",
+        ),
         (["train", "DATA/bsds500/val", "--kernels", "winograd", "--bfloat16"], "--kernels winograd"),
     ],
 )

@@ -76,6 +76,20 @@ def test_a_part_of_weight_0_is_not_in_the_total(part: str) -> None:
     assert terms.total.item() == pytest.approx(others)
 
 
+def test_squared_and_root_are_factors_of_the_norms_in_their_parts() -> None:
+    clean = torch.full((1, 3, 16, 16), 0.5)
+    made = Supervised(clean.expand(4, 1, 3, 16, 16) + 0.1, 2, clean.expand(2, 1, 3, 16, 16) + 0.1)
+    none = LossWeights(ssim=0, squared=0, root=0)
+    assert restoration_loss(made, clean, none).total.item() == pytest.approx(0, abs=1e-9)
+    squared = restoration_loss(made, clean, replace(none, squared=7))
+    # A mean square of 0.01 in each of two branches; L_global has none of it.
+    assert (squared.local.item(), squared.recur.item()) == pytest.approx((0.14, 0.14), rel=1e-4)
+    assert squared.global_.item() == pytest.approx(0, abs=1e-9)
+    root = restoration_loss(made, clean, replace(none, root=7))
+    assert root.global_.item() == pytest.approx(2 * 7 * 0.1, rel=1e-4)  # its root, in both passes
+    assert (root.local.item(), root.recur.item()) == pytest.approx((0, 0), abs=1e-9)
+
+
 def test_a_loss_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="without any part"):
         LossWeights(ssim=0, frobenius=0)

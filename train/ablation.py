@@ -21,6 +21,7 @@ from cmudrn.model import ModelConfig
 from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Trainer
 from cmudrn.train.recipe import Network, TrainRecipe
+from cmudrn.train.run_state import difference, read_state
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 from cmudrn.train.validation import Scores, score_network
 
@@ -84,11 +85,11 @@ def rows_of(grid: Grid, base: TrainRecipe) -> list[Row]:
         return replace(base, model=config)
 
     points = dict(base.model.stitches)
+    if grid is not Grid.TABLE and not points:
+        raise UsageError(f"--grid {grid.value}: no stitch to vary", fix="give --stitches stem=0.5,body=0.5")
     if grid is Grid.ALPHA:
         return [Row(f"alpha {alpha}", stitched(dict.fromkeys(points, alpha))) for alpha in ALPHAS]
     if grid is Grid.POINTS:
-        if not points:
-            raise UsageError("no stitch in the base, no alpha to use", fix="give --stitches stem=0.5")
         alpha = next(iter(points.values()))
         return [Row("none", stitched({}))] + [
             Row(" ".join(where), stitched(dict.fromkeys(where, alpha))) for where in POINT_SETS
@@ -129,17 +130,39 @@ def run_ablation(
         place = folder / row.name.replace(" ", "-").replace(",", "").replace("@", "-")
         done = place / "scores.json"
         trainer = Trainer(row.recipe, place, provenance, kernels=kernels)
-        trainer.resume()  # also refuses the folder of another budget or other data
+        check_budget(place, trainer)
         if not done.is_file():
+            trainer.resume()
             for progress in trainer.run(scenes, workers=workers, report_every=50, save_every=200):
                 tell(row.name, progress.step, progress.steps_per_s)
             rain, snow = score_network(trainer, fixed)
             with replacing(done) as file:
                 scores = {"rain": rain and asdict(rain), "snow": snow and asdict(snow)}
-                file.write(json.dumps(scores).encode())
+                file.write(json.dumps(scores | {"recipe": row.recipe.to_json(), "data": provenance}).encode())
         kept = json.loads(done.read_bytes())
         rain, snow = (Scores(**kept[name]) if kept[name] else None for name in ("rain", "snow"))
         yield Ablation(row.name, rain, snow, row.paper)
+
+
+def check_budget(place: Path, trainer: Trainer) -> None:
+    """Raises UsageError where a row was begun with another recipe, number of steps, or data.
+
+    Equal terms are the point of a table: here not even the steps may differ.
+    """
+    done, state = place / "scores.json", read_state(trainer.state_file, trainer.fabric.device)
+    if done.is_file():
+        kept = json.loads(done.read_bytes())
+        begun = {**kept["recipe"], "data": kept["data"]}
+    elif state is not None:
+        begun = {**state["recipe"], "data": state["provenance"]}
+    else:
+        return
+    now = {**trainer.recipe.to_json(), "data": trainer.provenance}
+    if begun != now:
+        raise UsageError(
+            f"{place}: this row was begun with {difference('recipe', begun, now).partition(': ')[2]}",
+            fix="give the options it was begun with, or another --out",
+        )
 
 
 def write_table(results: list[Ablation], base: TrainRecipe, folder: Path) -> None:

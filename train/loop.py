@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cmudrn.checkpoint import Checkpoint, NetworkKind, save_checkpoint
-from cmudrn.errors import CheckpointError, TrainingError, UsageError
+from cmudrn.checkpoint import Checkpoint, NetworkKind, check_tensors, save_checkpoint
+from cmudrn.errors import CheckpointError, TrainingError
 from cmudrn.files import replacing
+from cmudrn.train.interruption import Interruption, end_with_parent
 from cmudrn.train.kernels import Kernels, choose_kernels
 from cmudrn.train.losses import LossTerms, Reduction, restoration_loss
 from cmudrn.train.passes import build_passes
 from cmudrn.train.recipe import Network, Schedule, TrainRecipe
+from cmudrn.train.run_state import check_same_run, read_state, saving
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 
 __all__ = ["Progress", "Trainer", "draw_depth", "learning_rate"]
-
-# What may differ when a run is resumed: where it ends.
-ENDS = ("steps", "float32_steps")
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,6 @@ def draw_depth(recipe: TrainRecipe, step: int) -> int:
     return int(rng.choice(recipe.depths, p=recipe.depth_chances))
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the parent saves and ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 class Trainer:
     """One run: network, optimizer and average, from `recipe`, resumable from `folder`.
 
@@ -92,20 +84,30 @@ class Trainer:
         self.passes, self.optimizer = self.fabric.setup(passes, adam)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.step = 0
+        self.started_from: dict[str, Any] | None = None  # weights that the run began with, and theirs
 
     @property
     def state_file(self) -> Path:
         return self.folder / "state.pt"
 
     def start_from(self, checkpoint: Checkpoint, name: str) -> None:
-        """Takes weights instead of drawn ones. Raises CheckpointError for those of another network."""
-        own = self.model.state_dict()
-        if {key: value.shape for key, value in checkpoint.tensors.items()} != {
-            key: tuple(value.shape) for key, value in own.items()
-        }:
+        """Takes weights instead of drawn ones, and says so in its own checkpoints.
+
+        Raises CheckpointError for those of another network, or that are not finite.
+        """
+        own = self.recipe.network
+        kind = NetworkKind.CMUDRN if own is Network.CMUDRN else NetworkKind.DRN
+        if checkpoint.network is not kind:
             raise CheckpointError(f"{name}: weights of another network", fix="give those of the same network")
+        check_tensors(checkpoint, name)
         self.load_weights({key: torch.from_numpy(value) for key, value in checkpoint.tensors.items()})
         self.average = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.started_from = {
+            "sha256": checkpoint.sha256,
+            "steps": checkpoint.training.get("steps"),
+            "stitches": dict(checkpoint.stitches),
+            "started_from": checkpoint.training.get("started_from"),
+        }
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """In place, so that the optimizer and other processes' copies stay bound to them."""
@@ -118,27 +120,15 @@ class Trainer:
 
         Raises UsageError where the run was begun with another recipe or on other data.
         """
-        if not self.state_file.is_file():
+        state = read_state(self.state_file, self.fabric.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(self.state_file, weights_only=True, map_location=self.fabric.device)
-            begun, step = state["recipe"] | {"data": state["provenance"]}, int(state["step"])
-        except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as exc:
-            raise CheckpointError(
-                f"{self.state_file}: not the state of a run: {str(exc).splitlines()[0]}",
-                fix="give another --out",
-            ) from exc
         now = self.recipe.to_json() | {"data": self.provenance}
-        for name, value in now.items():
-            if name not in ENDS and begun.get(name) != value:
-                raise UsageError(
-                    f"{self.folder}: this run was begun with {difference(name, begun.get(name), value)}",
-                    fix="resume with the options it was begun with, or give another --out, "
-                    f"with --start-from {self.folder / 'weights.safetensors'} to go on from its weights",
-                )
+        check_same_run(self.folder, state["recipe"] | {"data": state["provenance"]}, now)
         self.load_weights(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step = state["average"], step
+        self.average, self.step = state["average"], int(state["step"])
+        self.started_from = state.get("started_from")
         return True
 
     def save(self) -> None:
@@ -155,20 +145,15 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
+            "started_from": self.started_from,
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with saving(self.folder, self.step):
             save_checkpoint(self.checkpoint(), self.folder / "weights.safetensors")
             with replacing(self.state_file) as file:
                 torch.save(state, file)
-        except (OSError, RuntimeError) as exc:  # torch makes a RuntimeError of a full disk
-            raise TrainingError(
-                f"{self.folder}: cannot save step {self.step}: {exc}",
-                fix="make room and resume: what was saved before is whole",
-            ) from exc
 
-    def checkpoint(self) -> Checkpoint:
-        """The averaged weights, with how and from what they were made."""
+    def checkpoint(self, **notes: Any) -> Checkpoint:
+        """The averaged weights, with how and from what they were made; notes go beside that."""
         unified = self.recipe.network is Network.CMUDRN
         return Checkpoint(
             tensors={name: value.contiguous().cpu().numpy().copy() for name, value in self.average.items()},
@@ -176,7 +161,13 @@ class Trainer:
             inter_loops=self.recipe.model.inter_loops,
             intra_loops=self.recipe.model.intra_loops,
             stitches=dict(self.recipe.model.stitches) if unified else {},
-            training={**self.provenance, "steps": self.step, "recipe": self.recipe.to_json()},
+            training={
+                **self.provenance,
+                "steps": self.step,
+                "started_from": self.started_from,
+                "recipe": self.recipe.to_json(),
+                **notes,
+            },
         )
 
     def train_step(self, batch: SceneBatch) -> Tensor:
@@ -201,7 +192,8 @@ class Trainer:
         if not (torch.isfinite(losses).all() and torch.isfinite(norm)):
             raise TrainingError(
                 f"step {self.step}: not finite: {name_terms(terms)}, gradient {norm:.3g}",
-                fix=f"go on from {self.state_file}, of an earlier step, with a lower learning rate",
+                fix="begin a new run with a lower --learning-rate "
+                f"and --start-from {self.folder / 'weights.safetensors'}, of an earlier step",
             )
         self.optimizer.step()
         self.step += 1
@@ -224,7 +216,8 @@ class Trainer:
     ) -> Iterator[Progress]:
         """Trains to the recipe's last step and saves; yields a Progress every `report_every` steps.
 
-        Saves every `save_every` steps, at the end, and when it is closed or interrupted.
+        Saves every `save_every` steps, at the end, and when it is closed or interrupted; Ctrl-C and SIGTERM
+        wait for the step they fall into, and are a KeyboardInterrupt then.
         """
         self.save()  # a folder that cannot be written to is found now, not after an hour
         loader = DataLoader(
@@ -233,21 +226,11 @@ class Trainer:
             sampler=range(self.step, self.recipe.steps),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=end_with_parent,
         )
-        losses, since = torch.zeros(4, device=self.fabric.device), time.perf_counter()
         try:
-            for batch in loader:
-                losses += self.train_step(batch)
-                if self.step % report_every == 0:
-                    mean: tuple[float, float, float, float] = tuple((losses / report_every).tolist())
-                    rate = learning_rate(self.recipe, self.step - 1)
-                    took_s = time.perf_counter() - since
-                    yield Progress(self.step, *mean, rate, report_every / took_s)
-                    losses.zero_()
-                    since = time.perf_counter()
-                if self.step % save_every == 0:
-                    self.save()
+            with Interruption() as interruption:
+                yield from self.steps(loader, interruption, report_every=report_every, save_every=save_every)
         except TrainingError:
             raise  # what is on disk is from before the bad step: it stays
         except KeyboardInterrupt as exc:
@@ -259,13 +242,24 @@ class Trainer:
             raise
         self.save()
 
-
-def difference(name: str, begun: Any, now: Any) -> str:
-    """`crop_px = 64, not 96`; of a mapping the first entry that differs."""
-    if isinstance(begun, dict) and isinstance(now, dict):
-        key = next(key for key in (*now, *begun) if begun.get(key) != now.get(key))
-        return f"{name}: {difference(key, begun.get(key), now.get(key))}"
-    return f"{name} = {begun}, not {now}"
+    def steps(
+        self, loader: Iterable[SceneBatch], interruption: Interruption, *, report_every: int, save_every: int
+    ) -> Iterator[Progress]:
+        """The loop itself."""
+        losses, summed, since = torch.zeros(4, device=self.fabric.device), 0, time.perf_counter()
+        for batch in loader:
+            losses += self.train_step(batch)
+            summed += 1
+            if self.step % report_every == 0:
+                mean: tuple[float, float, float, float] = tuple((losses / summed).tolist())
+                rate = learning_rate(self.recipe, self.step - 1)
+                yield Progress(self.step, *mean, rate, summed / (time.perf_counter() - since))
+                losses.zero_()
+                summed, since = 0, time.perf_counter()
+            if interruption.came:
+                raise KeyboardInterrupt
+            if self.step % save_every == 0:
+                self.save()
 
 
 def name_terms(terms: LossTerms) -> str:

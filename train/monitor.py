@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cmudrn.checkpoint import save_checkpoint
-from cmudrn.errors import EnvironmentMissing
+from cmudrn.checkpoint import read_checkpoint, save_checkpoint
+from cmudrn.errors import CheckpointError, EnvironmentMissing
 from cmudrn.train.loop import Progress, Trainer
 from cmudrn.train.losses import ssim
+from cmudrn.train.run_state import saving
 from cmudrn.train.scenes import SceneBatch
 from cmudrn.train.validation import mean_psnr_db, restore_fixed
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Monitor", "Validation"]
 
 SAMPLES = 4  # triples shown
+BEST = "validation_psnr_db"  # in the best weights' metadata: mean over the depths scored
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Monitor(AbstractContextManager["Monitor"]):
 
     def __init__(self, trainer: Trainer, fixed: SceneBatch | None) -> None:
         self.trainer, self.fixed = trainer, fixed
-        self.best_psnr_db = float("-inf")
+        self.best_file = trainer.folder / "best.safetensors"
+        self.best_psnr_db = best_so_far(self.best_file) if trainer.step else float("-inf")
         self.writer = open_writer(trainer.folder / "tensorboard", trainer.step)
 
     def __exit__(self, *exc_info: object) -> None:
@@ -70,7 +73,8 @@ class Monitor(AbstractContextManager["Monitor"]):
         mean = sum(score.psnr_db for score in scores) / len(scores)
         if mean > self.best_psnr_db:
             self.best_psnr_db = mean
-            save_checkpoint(self.trainer.checkpoint(), self.trainer.folder / "best.safetensors")
+            with saving(self.trainer.folder, step):
+                save_checkpoint(self.trainer.checkpoint(**{BEST: mean}), self.best_file)
         return scores
 
     def score(self, loops: int) -> Validation:
@@ -92,6 +96,14 @@ class Monitor(AbstractContextManager["Monitor"]):
             self.writer.add_images(f"{name}_restored_clean/t{loops}", triples, self.trainer.step)
         psnrs, ssims = zip(*scores, strict=True)
         return Validation(loops, sum(psnrs) / len(psnrs), sum(ssims) / len(ssims))
+
+
+def best_so_far(file: Path) -> float:
+    """What the best weights of a resumed run scored, in dB; minus infinity where nothing tells."""
+    try:
+        return float(read_checkpoint(file).training[BEST])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return float("-inf")
 
 
 def open_writer(folder: Path, step: int) -> SummaryWriter:

@@ -55,6 +55,8 @@ class TrainRecipe:
         for name in ("steps", "scenes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}", fix="give 1 or more")
+        if self.seed < 0:
+            raise UsageError(f"seed = {self.seed}", fix="give 0 or more")
         if self.crop_px < 16:
             raise UsageError(
                 f"crop_px = {self.crop_px}", fix="give 16 or more: SSIM's window is 11 pixels wide"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Progress, Trainer
 from cmudrn.train.monitor import Monitor, Validation
 from cmudrn.train.recipe import TrainRecipe
+from cmudrn.train.run_state import check_same_run, read_state
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 
 __all__ = ["Pace", "Session", "open_fabric", "open_session"]
@@ -27,7 +29,11 @@ class Pace:
     report: int = 50
     save: int = 200
     validate: int = 1000
-    workers: int = 1  # processes that render, beside the one that trains
+    workers: int = 1  # processes that render, beside the one that trains; 0: that one renders too
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UsageError(f"--workers {self.workers}", fix="give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,14 @@ def open_fabric(devices: int, accelerator: str = "cpu") -> Fabric:
     """Processes and devices; begins the other processes, each of which runs the same command."""
     if devices < 1:
         raise UsageError(f"--devices {devices}", fix="give 1 or more")
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    strategy = "ddp" if devices > 1 else "auto"
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
+    except (RuntimeError, ValueError) as exc:  # Fabric's own are of these
+        said = str(exc).splitlines()[0]
+        raise UsageError(
+            f"--accelerator {accelerator}, --devices {devices}: {said}", fix="cpu is always there"
+        ) from exc
     fabric.launch()
     return fabric
 
@@ -89,9 +102,23 @@ def open_session(
         raise UsageError(
             f"--scenes {recipe.scenes} on {devices} devices", fix="give a number that they share evenly"
         )
+    # What costs nothing comes first: streaks take minutes to cut.
+    check_writable(folder)
+    start = read_checkpoint(start_from) if start_from is not None else None
+    trainer = Trainer(recipe, folder, {}, fabric=fabric, kernels=kernels)
+    if state := read_state(trainer.state_file, trainer.fabric.device):
+        check_same_run(folder, state["recipe"], recipe.to_json())
+    elif start is not None:
+        trainer.start_from(start, str(start_from))
     opened = open_data(data, recipe.crop_px)
-    trainer = Trainer(recipe, folder, opened.provenance, fabric=fabric, kernels=kernels)
-    if not trainer.resume() and start_from is not None:
-        trainer.start_from(read_checkpoint(start_from), start_from)
+    trainer.provenance = opened.provenance
+    trainer.resume()
     scenes = SceneSteps(opened.sources, scenes=recipe.scenes, seed=recipe.seed, rank=rank, devices=devices)
     return Session(trainer, scenes, opened.fixed)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UsageError for a folder that cannot be made or written to. Makes nothing yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"{folder}: cannot write there", fix="give another --out, a folder of yours")

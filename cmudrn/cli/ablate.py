@@ -67,7 +67,9 @@ def ablate(
     from cmudrn.train.kernels import Kernels
     from cmudrn.train.recipe import TrainRecipe
     from cmudrn.train.scenes import SceneSteps
+    from cmudrn.train.session import Pace
 
+    pace = Pace(workers=workers)
     rows_asked, convolutions = one_of(Grid, "--grid", grid), one_of(Kernels, "--kernels", kernels)
     chosen = {} if stitches is None else {"stitches": parse_factors("stitches", stitches)}
     base = TrainRecipe(
@@ -91,7 +93,14 @@ def ablate(
     drawn = SceneSteps(opened.sources, scenes=scenes, seed=seed)
     results = []
     for result in run_ablation(
-        rows, out, drawn, opened.fixed, opened.provenance, kernels=convolutions, workers=workers, tell=tell
+        rows,
+        out,
+        drawn,
+        opened.fixed,
+        opened.provenance,
+        kernels=convolutions,
+        workers=pace.workers,
+        tell=tell,
     ):
         results.append(result)
         write_table(results, base, out)

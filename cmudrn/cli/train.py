@@ -65,7 +65,14 @@ Depths = Annotated[
         "--loops", metavar="N|A-B", help="Loop counts to serve, drawn anew each step [default: 1-7]."
     ),
 ]
-DefaultLoops = Annotated[int, typer.Option(metavar="N", help="Loop count of those who ask for none.")]
+DefaultLoops = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Loop count of those who ask for none [default: 3, or the deepest].",
+        show_default=False,
+    ),
+]
 Stitches = Annotated[
     str | None,
     typer.Option(metavar="POINT=ALPHA,...", help="Cross-stitches: stem, block1, block2, body. '' for none."),
@@ -117,7 +124,7 @@ def train(
     scenes: Scenes = 8,
     crop: Crop = 64,
     loops: Depths = None,
-    default_loops: DefaultLoops = 3,
+    default_loops: DefaultLoops = None,
     stitches: Stitches = None,
     loss: Loss = "",
     learning_rate: Rate = None,
@@ -172,10 +179,11 @@ def train(
         validation=validation,
         max_streak_files=streak_files,
     )
+    pace = Pace(workers=workers)
     session = open_session(recipe, out, data, fabric=fabric, start_from=start_from, kernels=convolutions)
     with TrainingProgress(session.trainer.step, steps, shown=fabric.is_global_zero) as progress:
         progress.begin(out, session.trainer.kernels.value)
-        session.train(Pace(workers=workers), progress.tell)
+        session.train(pace, progress.tell)
         progress.end(out)
 
 
@@ -184,7 +192,7 @@ def make_recipe(
     paper: bool,
     network: str,
     loops: str | None,
-    default_loops: int,
+    default_loops: int | None,
     stitches: str | None,
     loss: str,
     **changes: Any,
@@ -202,7 +210,11 @@ def make_recipe(
         )
     if loops is not None:
         changes["depths"] = parse_depths(loops)
-    model: dict[str, Any] = {"inter_loops": default_loops, "intra_loops": default_loops}
+    depths = changes.get("depths", TrainRecipe.paper().depths if paper else TrainRecipe().depths)
+    usual = default_loops or (3 if 3 in depths else max(depths))
+    if usual not in depths:
+        raise UsageError(f"--default-loops {usual}", fix=f"give one of those trained: {depths}")
+    model: dict[str, Any] = {"inter_loops": usual, "intra_loops": usual}
     if stitches is not None:
         model["stitches"] = parse_factors("stitches", stitches)
     weights = LossWeights.paper() if paper else LossWeights()
