@@ -57,6 +57,7 @@ class Candidate:
     name: str
     sha256: str = ""  # of the weights' file; empty for a function without weights
     output: str = Output.FUSED.value
+    kernels: str = ""  # whose convolutions; empty for a function without weights
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,12 @@ def load_restorers(
 ) -> Restorers:
     """Weights at several loop counts; None: at the one they were trained with. Raises as `restorer` does."""
     checkpoint = read_checkpoint(weights)
+    chosen = choose_kernels(kernels, device="cpu", bfloat16=False)
     return Restorers(
-        candidate=Candidate(Path(weights).name, checkpoint.sha256, output.value),
+        candidate=Candidate(Path(weights).name, checkpoint.sha256, output.value, chosen.value),
         trained_loops=checkpoint.inter_loops,
         by_loops={
-            depth: restorer(weights, loops=depth, output=output, kernels=kernels)
+            depth: restorer(weights, loops=depth, output=output, kernels=chosen)
             for depth in loops or [checkpoint.inter_loops]
         },
     )

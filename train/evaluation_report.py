@@ -153,6 +153,7 @@ truth counts {CAP_DB:.0f} dB.
 - protocol: {evaluation.protocol}, {evaluation.about}
 - manifest: SHA-256 `{evaluation.manifest_sha256}` over all inputs and clean images
 - weights: {weights}
+- kernels: {candidate.kernels or "none"}
 - cmudrn {__version__}, {_now()}
 """
 
@@ -196,6 +197,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "weights": candidate.name,
         "weights_sha256": candidate.sha256,
         "output": candidate.output,
+        "kernels": candidate.kernels,
         "psnr_cap_db": CAP_DB,
         "input": _rounded(evaluation.inputs),
         "restored": [
