@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError
 
-__all__ = ["CAP_DB", "Scores", "Truth", "luma", "mean_psnr_db", "psnr_db", "ssim"]
+__all__ = ["CAP_DB", "WINDOW_PX", "Scores", "Truth", "luma", "mean_psnr_db", "psnr_db", "ssim"]
 
 Array = NDArray[np.float64]
 

@@ -206,6 +206,35 @@ def test_a_pair_of_two_sizes_is_found_before_the_first_is_shown(tmp_path: Path) 
     assert next(protocol.items(9)).name == "input/0"
 
 
+def test_a_damaged_file_is_found_before_the_first_is_shown(tmp_path: Path) -> None:
+    make_pairs(tmp_path, "input", "target")
+    last = tmp_path / "target" / "9.png"
+    last.write_bytes(last.read_bytes()[:-20])  # the header is whole, the pixels are not
+    protocol = paired_protocol(find_pairs(tmp_path))
+    with pytest.raises(TrainingError, match=r"target/9\.png: cannot read"):
+        next(protocol.items())
+    assert next(protocol.items(9)).name == "input/0"
+
+
+def test_a_pair_smaller_than_the_window_of_ssim_is_found_before_the_first_is_shown(tmp_path: Path) -> None:
+    make_pairs(tmp_path, "input", "target")
+    for side in ("input", "target"):
+        write_image(tmp_path / side / "9.png", 1, size=(8, 40))
+    with pytest.raises(TrainingError, match=r"9\.png is 8x40, smaller than SSIM's window of 11") as caught:
+        next(paired_protocol(find_pairs(tmp_path)).items())
+    assert "crop" not in caught.value.fix
+
+
+def test_a_damaged_photograph_is_found_before_the_first_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "val").mkdir(parents=True)
+    for name in "ab":
+        write_image(tmp_path / "photos" / "val" / f"{name}.jpg", 90)
+    last = tmp_path / "photos" / "val" / "b.jpg"
+    last.write_bytes(last.read_bytes()[:-200])
+    with pytest.raises(TrainingError, match=r"b\.jpg: cannot read"):
+        next(open_protocol("photos-clean", EvaluationData(tmp_path)).items())
+
+
 def test_16_bits_are_rounded_and_grey_becomes_three_channels(tmp_path: Path) -> None:
     for side in ("input", "target"):
         (tmp_path / side).mkdir()

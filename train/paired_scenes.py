@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from cmudrn.errors import ImageError, TrainingError, UsageError
-from cmudrn.images import read_picture
-from cmudrn.train.pairs import PairedSet, Weather, check_sizes, listed
+from cmudrn.errors import UsageError
+from cmudrn.train.pairs import PairedSet, Weather, check_pixels, check_sizes
 from cmudrn.train.photos import to_pixels, to_scene
 from cmudrn.train.scenes import Scene, draw_scale, draw_severity
 from cmudrn.train.skies import Sky
 from cmudrn.train.weather.weathered import Image
 
-__all__ = ["PairedScenes", "check_pixels"]
-
-
-def check_pixels(paths: Sequence[Path], *, workers: int = 2) -> None:
-    """Decodes every file once. Raises TrainingError that names those which cannot be read to the end."""
-
-    def problem(path: Path) -> str | None:
-        try:
-            read_picture(path)
-        except ImageError as exc:
-            return exc.what
-        return None
-
-    with ThreadPoolExecutor(workers) as pool:
-        problems = [said for said in pool.map(problem, paths) if said]
-    if problems:
-        raise TrainingError(
-            listed(problems, between="; "), fix="fetch these files again, or remove them with their partners"
-        )
+__all__ = ["PairedScenes"]
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -59,7 +39,7 @@ class PairedScenes:
                 f"{paired.root}: rain or snow?", fix="give the set as rain:DIR or snow:DIR, it doesn't say"
             )
         check_sizes(paired.pairs, crop_px=crop_px)
-        check_pixels(sorted({path for pair in paired.pairs for path in (pair.degraded, pair.clean)}))
+        check_pixels(path for pair in paired.pairs for path in pair.files)
         self.paired, self.others, self.crop_px = paired, others, crop_px
 
     def draw(self, rng: np.random.Generator) -> Scene:

@@ -7,8 +7,10 @@ How a file's name tells its partner is a key on each side: two images are a pair
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -17,7 +19,7 @@ from typing import TypeAlias
 
 from cmudrn.errors import ImageError, TrainingError, UsageError
 from cmudrn.formats import READABLE_SUFFIXES
-from cmudrn.images import read_header
+from cmudrn.images import Picture, read_header, read_picture
 
 __all__ = [
     "Folder",
@@ -27,6 +29,7 @@ __all__ = [
     "Sides",
     "Split",
     "Weather",
+    "check_pixels",
     "check_sizes",
     "counted",
     "images_in",
@@ -62,6 +65,11 @@ class Pair:
     degraded: Path
     clean: Path
     mask: Path | None = None  # where the weather lies, in sets that say so
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Both images."""
+        return self.degraded, self.clean
 
 
 @dataclass(frozen=True)
@@ -109,24 +117,24 @@ class PairedSet:
         contents: dict[Path, bytes] = {}  # a clean image of Rain1400 stands in fourteen pairs
         digest = hashlib.sha256()
         for pair in self.pairs:
-            for path in (pair.degraded, pair.clean):
+            for path in pair.files:
                 if path not in contents:
                     contents[path] = _digest_of(path)
                 digest.update(path.name.encode(errors="surrogateescape") + b"\0" + contents[path])
         return digest.hexdigest()
 
 
-def check_sizes(pairs: Iterable[Pair], *, crop_px: int | None = None) -> None:
+def check_sizes(pairs: Iterable[Pair], *, crop_px: int | None = None, window_px: int | None = None) -> None:
     """Compare the sizes in the headers of all pairs; nothing is decoded.
 
-    crop_px: side of the training crop, which every image must hold.
+    crop_px: side of the training crop, which every image must hold. window_px: of the metrics' window.
     Raises TrainingError that names the first three bad pairs and how many there are.
     """
     sizes: dict[Path, tuple[int, int]] = {}  # height, width; a clean image may stand in many pairs
     wrong: list[str] = []
     for pair in pairs:
         try:
-            for path in (pair.degraded, pair.clean):
+            for path in pair.files:
                 if path not in sizes:
                     header = read_header(path)
                     sizes[path] = (header.height, header.width)
@@ -138,10 +146,44 @@ def check_sizes(pairs: Iterable[Pair], *, crop_px: int | None = None) -> None:
             wrong.append(f"{pair.degraded} is {_shown(degraded)}, {pair.clean} is {_shown(clean)}")
         elif crop_px is not None and min(degraded) < crop_px:
             wrong.append(f"{pair.degraded} is {_shown(degraded)}, smaller than the crop of {crop_px}")
+        elif window_px is not None and min(degraded) < window_px:
+            wrong.append(f"{pair.degraded} is {_shown(degraded)}, smaller than SSIM's window of {window_px}")
     if wrong:
         raise TrainingError(
             f"{counted(len(wrong), 'pair')} of no use (height x width): {listed(wrong, between='; ')}",
             fix="replace or remove both images of each" + (", or use a smaller crop" if crop_px else ""),
+        )
+
+
+def _only_decoded(path: Path, picture: Picture) -> None:
+    """Whom a file's pixels don't interest, only that it has them all."""
+
+
+def check_pixels(
+    paths: Iterable[Path],
+    see: Callable[[Path, Picture], None] = _only_decoded,
+    *,
+    workers: int = min(8, os.cpu_count() or 1),
+) -> None:
+    """Decode every file once, to its end; a file that is named twice, once.
+
+    see: gets each as it was decoded, in one of the threads.
+    Raises TrainingError that names the first three that cannot be read.
+    """
+
+    def problem(path: Path) -> str | None:
+        try:
+            picture = read_picture(path)
+        except ImageError as exc:
+            return exc.what
+        see(path, picture)
+        return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        problems = [said for said in pool.map(problem, dict.fromkeys(paths)) if said]
+    if problems:
+        raise TrainingError(
+            listed(problems, between="; "), fix="fetch these files again, or remove them with their partners"
         )
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.errors import UsageError
-from cmudrn.train.layouts import PairedSet, Weather, check_sizes
+from cmudrn.metrics import WINDOW_PX
+from cmudrn.train.pairs import PairedSet, Weather, check_pixels, check_sizes
 from cmudrn.train.photos import read_8_bits, to_pixels, to_scene
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
@@ -174,6 +175,7 @@ def open_protocol(name: str, data: EvaluationData) -> Protocol:
 def _render_first(
     rendered: RenderedWeather, data: EvaluationData, photos: list[Path], count: int
 ) -> Iterator[EvaluationItem]:
+    check_pixels(photos[:count])  # before the streaks are cut, and before the first is restored
     for number, path in enumerate(photos[:count]):
         clean = read_8_bits(path)
         yield EvaluationItem(path.stem, _degrade(clean, rendered, data, number), clean)
@@ -205,9 +207,12 @@ def paired_protocol(pairs: PairedSet) -> Protocol:
 
 
 def _read_first(pairs: PairedSet, count: int) -> Iterator[EvaluationItem]:
-    # By their headers, before the first is restored: a wrong pair is not to be found after hours.
-    check_sizes(pairs.pairs[:count])
-    for pair in pairs.pairs[:count]:
+    # Before the first is restored, for a wrong pair is not to be found after hours. That every file is decoded
+    # twice costs little: restoring takes seconds an image, decoding milliseconds.
+    shown = pairs.pairs[:count]
+    check_sizes(shown, window_px=WINDOW_PX)
+    check_pixels(path for pair in shown for path in pair.files)
+    for pair in shown:
         name = pair.degraded.relative_to(pairs.root).with_suffix("").as_posix()
         yield EvaluationItem(name, read_8_bits(pair.degraded), read_8_bits(pair.clean))
 
