@@ -98,6 +98,8 @@ def rows_of(grid: Grid, base: TrainRecipe) -> list[Row]:
     no_ssim, no_frobenius = replace(loss, ssim=0.0), replace(loss, frobenius=0.0)
     return [
         Row("full", base, figures(25.82, 0.82, 23.62, 0.84)),
+        Row("DRN@rain", replace(base, network=Network.DRN_RAIN)),
+        Row("DRN@snow", replace(base, network=Network.DRN_SNOW)),
         Row("no CS", apart, figures(25.21, 0.81, 23.32, 0.82)),
         Row("no SSIM", replace(base, loss=no_ssim), figures(25.07, 0.80, 23.11, 0.82)),
         Row("no CS, no SSIM", replace(apart, loss=no_ssim), figures(25.07, 0.80, 23.03, 0.82)),
@@ -106,8 +108,6 @@ def rows_of(grid: Grid, base: TrainRecipe) -> list[Row]:
         Row("no local", replace(base, loss=replace(loss, local=0.0)), figures(24.69, 0.81, 22.97, 0.83)),
         Row("no recur", replace(base, loss=replace(loss, recur=0.0))),
         Row("no global", replace(base, loss=replace(loss, global_=0.0))),
-        Row("DRN@rain", replace(base, network=Network.DRN_RAIN)),
-        Row("DRN@snow", replace(base, network=Network.DRN_SNOW)),
     ]
 
 
