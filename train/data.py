@@ -11,7 +11,7 @@ from typing import Any
 from cmudrn import __version__
 from cmudrn.errors import UsageError
 from cmudrn.train.layouts import find_pairs
-from cmudrn.train.paired_scenes import PairedScenes
+from cmudrn.train.paired_scenes import PairedScenes, PairFiles, check_pairs
 from cmudrn.train.pairs import PairedSet, Split, Weather
 from cmudrn.train.photos import PhotoSet, find_photos
 from cmudrn.train.scenes import PhotoScenes, SceneBatch, SceneSource, SceneSteps
@@ -76,7 +76,8 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
         sources.append(PhotoScenes(photos, rains=rains, snows=snows, crop_px=crop_px))
     for paired in data.pairs:
         others = snows if paired.weather is Weather.RAIN else rains
-        sources.append(PairedScenes(paired, others=others, crop_px=crop_px))
+        check_pairs(paired, crop_px)
+        sources.append(PairedScenes(PairFiles(paired), others=others, crop_px=crop_px))
     provenance: dict[str, Any] = {
         "code_version": __version__,
         "photos": len(photos.photos),

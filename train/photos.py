@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from cmudrn.errors import ImageError, TrainingError, UsageError
-from cmudrn.images import read_picture
+from cmudrn.images import Picture, read_picture
 from cmudrn.train.pairs import listed
 from cmudrn.train.weather.weathered import Image
 
@@ -56,7 +56,12 @@ def to_scene(pixels: NDArray[np.uint8 | np.uint16]) -> Image:
 
 def read_8_bits(path: Path) -> NDArray[np.uint8]:
     """[H, W, 3]; grey becomes three channels, alpha is left out, 16 bits are rounded to 8."""
-    pixels = read_picture(path).pixels
+    return as_8_bits(read_picture(path))
+
+
+def as_8_bits(picture: Picture) -> NDArray[np.uint8]:
+    """The same of a picture that is read."""
+    pixels = picture.pixels
     return to_pixels(to_scene(pixels)) if pixels.dtype == np.uint16 else pixels.astype(np.uint8, copy=False)
 
 

@@ -207,8 +207,8 @@ def paired_protocol(pairs: PairedSet) -> Protocol:
 
 
 def _read_first(pairs: PairedSet, count: int) -> Iterator[EvaluationItem]:
-    # Before the first is restored, for a wrong pair is not to be found after hours. That every file is decoded
-    # twice costs little: restoring takes seconds an image, decoding milliseconds.
+    # Before the first is restored, for a wrong pair is not to be found after hours. Decoding every file twice
+    # costs little: milliseconds an image, where restoring takes a second.
     shown = pairs.pairs[:count]
     check_sizes(shown, window_px=WINDOW_PX)
     check_pixels(path for pair in shown for path in pair.files)
