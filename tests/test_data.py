@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import pyvips
 
-from cmudrn.errors import UsageError
-from cmudrn.train.data import parse_pairs
+from cmudrn.errors import TrainingError, UsageError
+from cmudrn.train.data import Data, open_data, parse_pairs
 from cmudrn.train.pairs import Split, Weather
 
 
@@ -41,3 +43,76 @@ def test_what_stands_before_the_folder_says_weather_and_cut(
 def test_two_weathers_are_not_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="snow:"):
         parse_pairs(f"rain:snow:{lay(tmp_path / 'mine', 'input/1.png', 'target/1.png')}")
+
+
+# ---- The cheap before the expensive
+
+
+def draw(path: Path, size_px: int = 30) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(list(path.stem.encode()))
+    pixels = rng.integers(0, 255, (size_px, size_px, 3), dtype=np.uint8)
+    pyvips.Image.new_from_array(pixels).write_to_file(str(path))
+
+
+def drawn_pairs(folder: Path, *, size_px: int = 30) -> Path:
+    for number in range(4):
+        for side in ("input", "target"):
+            draw(folder / side / f"{number}.png", size_px)
+    return folder
+
+
+@pytest.fixture
+def never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmudrn.train.data.load_streak_rains", lambda files: pytest.fail("streaks were cut"))
+
+
+@pytest.mark.usefixtures("never_cut")
+@pytest.mark.parametrize("what", ["no weather", "damaged", "small", "validation"])
+def test_what_will_not_do_is_said_before_streaks_are_cut(what: str, streaks: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "photos" / "a.png")
+    folder = drawn_pairs(tmp_path / "mine", size_px=20 if what == "small" else 30)
+    if what == "damaged":
+        file = folder / "target" / "1.png"
+        file.write_bytes(file.read_bytes()[:-20])
+    if what == "validation":
+        draw(tmp_path / "held" / "a.png", 100)
+    data = Data(
+        photos=(tmp_path / "photos",),
+        streaks=streaks,
+        pairs=(parse_pairs(f"{'' if what == 'no weather' else 'snow:'}{folder}"),),
+        validation=tmp_path / "held" if what == "validation" else None,
+    )
+    with pytest.raises((UsageError, TrainingError)):
+        open_data(data, 24)
+
+
+def test_headers_of_all_pairs_are_read_before_any_file_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmudrn.train.data.PairFiles", lambda paired: pytest.fail("files were decoded"))
+    monkeypatch.setattr("cmudrn.train.data.PhotoSet", lambda *_: pytest.fail("photographs were decoded"))
+    good, small = drawn_pairs(tmp_path / "good"), drawn_pairs(tmp_path / "small", size_px=20)
+    with pytest.raises(TrainingError, match="smaller than the crop of 24"):
+        open_data(Data(photos=(), pairs=(parse_pairs(f"rain:{good}"), parse_pairs(f"rain:{small}"))), 24)
+
+
+@pytest.mark.usefixtures("never_cut")
+def test_rain_pairs_alone_need_no_streaks_and_name_none(streaks: Path, tmp_path: Path) -> None:
+    pairs = (parse_pairs(f"rain:{drawn_pairs(tmp_path / 'mine')}"),)
+    opened = open_data(Data(photos=(), streaks=streaks, pairs=pairs), 24)
+    assert (opened.provenance["streak_files"], opened.provenance["streaks_sha256"]) == (0, None)
+
+
+def test_snow_pairs_are_rained_on_with_streaks(streaks: Path, tmp_path: Path) -> None:
+    pairs = (parse_pairs(f"snow:{drawn_pairs(tmp_path / 'mine')}"),)
+    assert open_data(Data(photos=(), streaks=streaks, pairs=pairs), 24).provenance["streak_files"] == 8
+
+
+def test_a_photograph_too_small_to_validate_on_is_not_blamed_on_the_crop(tmp_path: Path) -> None:
+    draw(tmp_path / "photos" / "a.png")
+    draw(tmp_path / "held" / "b.png", 100)
+    with pytest.raises(TrainingError, match=r"b\.png: 100x100 is smaller than the crop of 128") as caught:
+        open_data(Data(photos=(tmp_path / "photos",), validation=tmp_path / "held"), 24)
+    assert "smaller crop" not in caught.value.fix
+    assert "validation takes crops of 128, whatever --crop says" in caught.value.fix

@@ -21,6 +21,9 @@ __all__ = ["Data", "OpenedData", "open_data", "parse_pairs"]
 
 FIXED_SEED = 2211_08290  # of the validation scenes
 FIXED_SCENES, FIXED_CROP_PX = 16, 128
+FIXED_CROP_FIX = (
+    f"mend or remove these files: validation takes crops of {FIXED_CROP_PX}, whatever --crop says"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +61,37 @@ def parse_pairs(text: str, *, split: Split = Split.TRAIN, weather: Weather | Non
 
 
 def open_data(data: Data, crop_px: int) -> OpenedData:
-    """Reads all. Raises UsageError or TrainingError that names what will not do."""
+    """Finds all, then decodes all, then cuts streaks: seconds, before what takes minutes.
+
+    Raises UsageError or TrainingError that names what will not do.
+    """
     if not data.photos and not data.pairs:
         raise UsageError("nothing to train on", fix="give folders of clean photographs, or --pairs DIR")
+    paths = find_photos(data.photos)
+    held_paths = find_photos([data.validation]) if data.validation else []
+    for paired in data.pairs:
+        check_pairs(paired, crop_px)
     files = training_files(data.streaks, data.max_streak_files) if data.streaks else []
-    photos = PhotoSet(find_photos(data.photos), crop_px)  # before the streaks, which take a minute to cut
-    held = None if data.validation is None else PhotoSet(find_photos([data.validation]), FIXED_CROP_PX)
+
+    photos = PhotoSet(paths, crop_px)
+    held = PhotoSet(held_paths, FIXED_CROP_PX, fix=FIXED_CROP_FIX) if held_paths else None
     if held and (shared := photos.digests & held.digests):
         raise UsageError(
             f"{data.validation}: {len(shared)} of its photographs are trained on",
             fix="validate on photographs that training does not see",
         )
+    pair_files = [PairFiles(paired) for paired in data.pairs]
+
+    if not (paths or held or any(paired.weather is Weather.SNOW for paired in data.pairs)):
+        files = []  # rain pairs alone: no rain is rendered
     snows: list[Sky] = [ProceduralSnow()]
     rains: list[Sky] = [ProceduralRain(), *(load_streak_rains(files) if files else ())]
     sources: list[SceneSource] = []
-    if photos.photos:
+    if paths:
         sources.append(PhotoScenes(photos, rains=rains, snows=snows, crop_px=crop_px))
-    for paired in data.pairs:
-        others = snows if paired.weather is Weather.RAIN else rains
-        check_pairs(paired, crop_px)
-        sources.append(PairedScenes(PairFiles(paired), others=others, crop_px=crop_px))
+    for pairs in pair_files:
+        others = snows if pairs.paired.weather is Weather.RAIN else rains
+        sources.append(PairedScenes(pairs, others=others, crop_px=crop_px))
     provenance: dict[str, Any] = {
         "code_version": __version__,
         "photos": len(photos.photos),

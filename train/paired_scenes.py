@@ -43,7 +43,7 @@ class PairFiles:
 
     Every file is decoded at the start, by libvips and by Pillow. Where the two agree, Pillow reads the file
     again whenever it is drawn: large sets don't fit into memory. Where they don't (16 bits, CMYK, AVIF, what
-    Pillow can't read at all), libvips' pixels are kept in a temporary folder, which goes when this object does.
+    Pillow can't read at all), libvips' pixels are kept in a temporary folder, which goes with this object.
     Pixels are compared, not kinds of files: no list of those would be whole, and all is decoded anyway.
 
     Raises TrainingError for files that cannot be read to their end, and where a copy finds no room.

@@ -76,10 +76,17 @@ def shrink_to(crop: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
 class PhotoSet:
     """Clean photographs, [H, W, 3] uint8 each; every one is read and checked before the first step.
 
+    fix: the way out of what is refused.
     Raises TrainingError that names the files which cannot be read or are smaller than the crop.
     """
 
-    def __init__(self, paths: Sequence[Path], crop_px: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        crop_px: int,
+        *,
+        fix: str = "mend or remove these files, or use a smaller crop",
+    ) -> None:
         self.photos: list[NDArray[np.uint8]] = []
         self.digests: set[str] = set()  # of each photograph's pixels
         problems, digest = [], hashlib.sha256()
@@ -96,9 +103,7 @@ class PhotoSet:
             self.digests.add(hashlib.sha256(pixels.tobytes()).hexdigest())
             self.photos.append(pixels)
         if problems:
-            raise TrainingError(
-                listed(problems, between="; "), fix="mend or remove these files, or use a smaller crop"
-            )
+            raise TrainingError(listed(problems, between="; "), fix=fix)
         self.sha256 = digest.hexdigest()
 
     def draw_crop(self, size_px: int, rng: np.random.Generator) -> Image:
