@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import pyvips
 
 from cmudrn.errors import TrainingError, UsageError
+from cmudrn.formats import writable
 from cmudrn.train.data import Data, open_data, parse_pairs
 from cmudrn.train.pairs import Split, Weather
 
@@ -116,3 +118,64 @@ def test_a_photograph_too_small_to_validate_on_is_not_blamed_on_the_crop(tmp_pat
         open_data(Data(photos=(tmp_path / "photos",), validation=tmp_path / "held"), 24)
     assert "smaller crop" not in caught.value.fix
     assert "validation takes crops of 128, whatever --crop says" in caught.value.fix
+
+
+# ---- Clean photographs, and what is none
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "found", "way_out"),
+    [
+        ("CSD", ["Snow/1.tif", "Gt/1.tif", "Mask/1.tif"], "CSD: ", "--pairs ROOT/CSD, .* in ROOT/CSD/Gt"),
+        (
+            "CSD",
+            [f"{half}/{side}/1.tif" for half in ("Test", "Train") for side in ("Snow", "Gt")],
+            "CSD: ",
+            "--pairs ROOT/CSD, .* in ROOT/CSD/Train/Gt",
+        ),
+        ("CSD/Train", ["Snow/1.tif", "Gt/1.tif"], "CSD/Train: ", "--pairs ROOT/CSD/Train, "),
+        ("DATA", ["bsd/1.jpg", "deep/er/CSD/Snow/1.tif", "deep/er/CSD/Gt/1.tif"], "er/CSD: ", "/er/CSD/Gt"),
+        (
+            "made",  # by cmudrn synthesize
+            ["rainy/a.png", "snowy/a.png", "clean/a.png"],
+            "made: ",
+            "--pairs rain:ROOT/made or --pairs snow:ROOT/made, .* in ROOT/made/clean",
+        ),
+        ("mine", ["input/a.png", "target/a.png", "input/b.png"], "mine: ", "--pairs rain:ROOT/mine or "),
+        ("RainTrainL", ["rain-1.png", "norain-1.png"], "RainTrainL: ", "--pairs ROOT/RainTrainL$"),
+    ],
+)
+@pytest.mark.parametrize("as_validation", [False, True])
+def test_a_paired_dataset_is_not_taken_for_clean_photographs(
+    given: str, files: list[str], found: str, way_out: str, as_validation: bool, tmp_path: Path
+) -> None:
+    draw(tmp_path / "photos" / "a.png")
+    folder, photos = lay(tmp_path / given, *files), tmp_path / "photos"
+    data = Data(photos=(photos,), validation=folder) if as_validation else Data(photos=(photos, folder))
+    with pytest.raises(UsageError, match=f"{found}pairs of degraded and clean images") as caught:
+        open_data(data, 24)
+    assert re.search(way_out.replace("ROOT", re.escape(str(tmp_path))), caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("given", "files"),
+    [
+        ("CSD/Train/Gt", ["1.png", "../Snow/1.png"]),  # the clean side alone
+        ("photos", ["input/a.png", "target/b.png"]),  # no name on both sides
+        ("photos", ["snow/a.png", "rain/a.png", "summer/a.png"]),
+        ("photos", ["clean/a.png", "b.png"]),
+        ("norain", ["norain-1.png", "norain-2.png"]),
+    ],
+)
+def test_folders_of_photographs_may_be_called_anything(given: str, files: list[str], tmp_path: Path) -> None:
+    for file in files:
+        draw(tmp_path / given / file)
+    assert open_data(Data(photos=(tmp_path / given,)), 24).provenance["photos"] > 0
+
+
+@pytest.mark.skipif(not writable(".avif"), reason="libvips without an encoder")
+def test_every_format_that_can_be_read_is_trained_on(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c.avif"):
+        draw(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "folder.png").mkdir()
+    assert open_data(Data(photos=(tmp_path / "photos",)), 24).provenance["photos"] == 3

@@ -10,7 +10,7 @@ from typing import Any
 
 from cmudrn import __version__
 from cmudrn.errors import UsageError
-from cmudrn.train.layouts import find_pairs
+from cmudrn.train.layouts import find_pairs, refuse_pairs
 from cmudrn.train.paired_scenes import PairedScenes, PairFiles, check_pairs
 from cmudrn.train.pairs import PairedSet, Split, Weather
 from cmudrn.train.photos import PhotoSet, find_photos
@@ -67,8 +67,8 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
     """
     if not data.photos and not data.pairs:
         raise UsageError("nothing to train on", fix="give folders of clean photographs, or --pairs DIR")
-    paths = find_photos(data.photos)
-    held_paths = find_photos([data.validation]) if data.validation else []
+    paths = find_clean(data.photos)
+    held_paths = find_clean([data.validation] if data.validation else [])
     for paired in data.pairs:
         check_pairs(paired, crop_px)
     files = training_files(data.streaks, data.max_streak_files) if data.streaks else []
@@ -106,6 +106,14 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
         source = PhotoScenes(held, rains=rains, snows=snows, crop_px=FIXED_CROP_PX)
         fixed = SceneSteps([source], scenes=FIXED_SCENES, seed=FIXED_SEED)[0]
     return OpenedData(sources, fixed, provenance)
+
+
+def find_clean(folders: Sequence[Path]) -> list[Path]:
+    """All photographs below the folders. Raises UsageError for one without any, and for paired datasets."""
+    photos = find_photos(folders)
+    for folder in folders:
+        refuse_pairs(folder, photos)
+    return photos
 
 
 def hash_files(files: Sequence[Path]) -> str:

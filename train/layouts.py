@@ -30,10 +30,22 @@ from cmudrn.train.pairs import (
     natural_order,
     own_name,
     pair_up,
+    share_names,
 )
 
-__all__ = ["LAYOUTS", "Layout", "Pair", "PairedSet", "Split", "Weather", "check_sizes", "find_pairs"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Pair",
+    "PairedSet",
+    "Split",
+    "Weather",
+    "check_sizes",
+    "find_pairs",
+    "refuse_pairs",
+]
 
+HALF = re.compile(r"(train|test)(ing)?[_-]?(set)?\d*")  # names of folders that hold one half
 TRAIN_TENTHS = 7  # the CMUDRN paper: the first 70 % train, the last 30 % test
 
 
@@ -62,6 +74,36 @@ def find_pairs(folder: Path, *, split: Split = Split.ALL, weather: Weather | Non
         weather=dataset.weather or weather,
         split=split,
         pairs=tuple(_pairs_of(dataset, split)),
+    )
+
+
+def refuse_pairs(folder: Path, photos: Iterable[Path]) -> None:
+    """Clean photographs are looked for: a paired dataset among them would bring its rain and snow along.
+
+    photos: all that were found below the folder.
+    Raises UsageError for a layout whose two sides share names; folders that are only called so may pass.
+    """
+    below = {parent for photo in photos for parent in photo.parents if parent.is_relative_to(folder)}
+    # Those of training first: their clean images are what the message proposes.
+    for path in sorted(
+        below, key=lambda path: (_split_in_name(path.name) is Split.TEST, natural_order(path))
+    ):
+        recognised = _recognised(look_into(path))
+        if recognised and any(share_names(sides) for sides in recognised[1]):
+            raise _pairs_not_photos(path, *recognised, folder)
+
+
+def _pairs_not_photos(path: Path, layout: Layout, sides: Sequence[Sides], folder: Path) -> UsageError:
+    is_half = HALF.fullmatch(path.name.lower()) and path != folder
+    root, clean = path.parent if is_half else path, sides[0].clean
+    weathers = {side.weather for side in sides}
+    given = [f"--pairs {root}"]
+    if len(weathers) > 1 or None in weathers:
+        given = [f"--pairs {weather.value}:{root}" for weather in Weather]
+    alone = "" if clean == path else f", and its clean images alone are in {clean}"
+    return UsageError(
+        f"{root}: pairs of degraded and clean images ({layout.name} layout), not clean photographs",
+        fix=f"cmudrn train takes it as {' or '.join(given)}{alone}",
     )
 
 
@@ -251,7 +293,7 @@ def _train_and_test(folder: Folder) -> _Dataset | None:
     """Train/ and Test/, or one of them, of one layout, and no other dataset beside them."""
     halves: dict[Split, _Dataset] = {}
     for name, path in folder.folders.items():
-        half = re.fullmatch(r"(train|test)(ing)?[_-]?(set)?\d*", name)
+        half = HALF.fullmatch(name)
         if half:
             found = _datasets(look_into(path), deeper=False)
             if len(found) > 1 or (found and Split(half[1]) in halves):

@@ -38,6 +38,7 @@ __all__ = [
     "natural_order",
     "own_name",
     "pair_up",
+    "share_names",
 ]
 
 
@@ -236,6 +237,12 @@ def pair_up(sides: Sides, root: Path) -> list[Pair]:
         for path in paths
     )
     return sorted(pairs, key=lambda pair: natural_order(pair.degraded))
+
+
+def share_names(sides: Sides) -> bool:
+    """Whether any image of one side has its partner on the other, by their names."""
+    degraded = _by_key(sides.degraded, sides.degraded_key)
+    return not degraded.keys().isdisjoint(_by_key(sides.clean, sides.clean_key))
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from cmudrn.errors import ImageError, TrainingError, UsageError
+from cmudrn.formats import READABLE_SUFFIXES
 from cmudrn.images import Picture, read_picture
 from cmudrn.train.pairs import listed
 from cmudrn.train.weather.weathered import Image
 
 __all__ = ["Camera", "PhotoSet", "draw_camera", "find_photos", "to_pixels", "to_scene"]
-
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -32,11 +31,11 @@ def find_photos(folders: Sequence[Path]) -> list[Path]:
         found = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith(".") and path.is_file()
         )
         if not found:
             raise UsageError(
-                f"{folder}: no photographs", fix="give a folder with JPEG, PNG, TIFF or WebP files"
+                f"{folder}: no photographs", fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES))}"
             )
         photos += found
     return photos
