@@ -11,11 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyvips
-from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
+from sheet import header, photo, row, save, with_psnr
 
-from cmudrn.metrics import psnr_db
 from cmudrn.train.photos import to_pixels, to_scene
 from cmudrn.train.protocols import Pixels
 from cmudrn.train.weather.rain import draw_rain, render_rain
@@ -36,9 +33,6 @@ Lay = Callable[[Image, float, np.random.Generator], Image]  # photograph, severi
 
 SHEET = Path(__file__).parent.parent / "docs" / "weather.jpg"
 SEVERITIES = {"light": 0.2, "medium": 0.6, "heavy": 1.0}
-HEIGHT_PX, WIDTH_PX = 260, 440  # of a cell; about what scale 1 suits, so nothing is resized after rendering
-MARGIN_PX, HEADER_PX, TITLE_PX = 12, 50, 52
-BIG, SMALL = (ImageFont.load_default(size) for size in (34, 26))
 SEED = 11
 
 
@@ -60,17 +54,8 @@ def main() -> None:
         ("ProceduralSnow", "630fbf_beacon-street-sunset", snow),
     ]
     strips = [strip(title, photo(data, name), lay) for title, name, lay in rows]
-    width_px = strips[0].shape[1]
-    parts = [header(width_px), *strips, np.asarray(canvas(MARGIN_PX, width_px))]
-    sheet = PillowImage.fromarray(np.concatenate(parts))
-    sheet.save(SHEET, quality=75, optimize=True)
-    print(f"{SHEET}: {sheet.width} x {sheet.height}, {SHEET.stat().st_size:,} bytes")
-
-
-def photo(data: Path, name: str) -> Pixels:
-    path = data / "photos" / "val" / f"{name}.jpg"
-    pixels: Pixels = pyvips.Image.thumbnail(str(path), WIDTH_PX, height=HEIGHT_PX, crop="centre").numpy()
-    return pixels
+    names = ["clean", *(f"{name}: severity {severity:g}" for name, severity in SEVERITIES.items())]
+    save([header(names), *strips], SHEET)
 
 
 def streaks(files: Sequence[Path], recipe: RainRecipe) -> Lay:
@@ -98,40 +83,12 @@ def snow(clean: Image, severity: float, rng: np.random.Generator) -> Image:
 
 
 def strip(title: str, clean: Pixels, lay: Lay) -> Pixels:
-    """A title, and below it the photograph clean and under the three severities, all of one chance."""
-    cells = [clean]
-    for severity in SEVERITIES.values():
-        shown = to_pixels(lay(to_scene(clean), severity, np.random.default_rng(SEED)))
-        cells.append(labelled(shown, f"{psnr_db(shown, clean):.1f} dB"))
-    gap = np.full((HEIGHT_PX, MARGIN_PX, 3), 255, np.uint8)
-    row = np.concatenate([gap, *(part for cell in cells for part in (cell, gap))], axis=1)
-    named = canvas(TITLE_PX, row.shape[1])
-    ImageDraw.Draw(named).text((MARGIN_PX, TITLE_PX - 8), title, "black", BIG, anchor="ls")
-    return np.concatenate([np.asarray(named), row])
-
-
-def labelled(pixels: Pixels, text: str) -> Pixels:
-    """With the text in the lower left corner, on white."""
-    image = PillowImage.fromarray(pixels)
-    draw = ImageDraw.Draw(image)
-    right = draw.textlength(text, SMALL) + 16
-    draw.rectangle((0, HEIGHT_PX - 36, right, HEIGHT_PX), "white")
-    draw.text((8, HEIGHT_PX - 8), text, "black", SMALL, anchor="ls")
-    return np.asarray(image)
-
-
-def header(width_px: int) -> Pixels:
-    """What the columns are."""
-    named = canvas(HEADER_PX, width_px)
-    names = ["clean", *(f"{name}: severity {severity:g}" for name, severity in SEVERITIES.items())]
-    for column, name in enumerate(names):
-        left = MARGIN_PX + column * (WIDTH_PX + MARGIN_PX)
-        ImageDraw.Draw(named).text((left, HEADER_PX - 10), name, "black", BIG, anchor="ls")
-    return np.asarray(named)
-
-
-def canvas(height_px: int, width_px: int) -> PillowImage.Image:
-    return PillowImage.new("RGB", (width_px, height_px), "white")
+    """The photograph clean and under the three severities, all of one chance."""
+    shown = [
+        to_pixels(lay(to_scene(clean), severity, np.random.default_rng(SEED)))
+        for severity in SEVERITIES.values()
+    ]
+    return row(title, [clean, *(with_psnr(pixels, clean) for pixels in shown)])
 
 
 if __name__ == "__main__":
