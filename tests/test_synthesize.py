@@ -186,6 +186,17 @@ def test_drops_and_flakes_grow_with_the_longer_side_unless_told(photos: Path, tm
     assert [image["snow"]["params"]["scale"] for image in manifest(tmp_path / "two")["images"]] == [2, 2]
 
 
+def test_a_paired_dataset_is_not_rained_on_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert synthesize(photos, "-o", tmp_path / "pairs") == 0
+    capsys.readouterr()
+    assert synthesize(tmp_path / "pairs", "-o", tmp_path / "again") == 2
+    assert "not clean photographs" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    assert synthesize(tmp_path / "pairs" / "clean", "-o", tmp_path / "again") == 0
+
+
 # ---- The database's streaks
 
 

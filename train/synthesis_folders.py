@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES
+from cmudrn.train.layouts import refuse_pairs
 from cmudrn.train.pairs import listed, natural_order
 
 __all__ = ["MANIFEST", "Photo", "clear_out", "find_clean", "make_out"]
@@ -30,7 +31,8 @@ class Photo:
 def find_clean(sources: Sequence[Path]) -> list[Photo]:
     """Every file once, each with a name of its own.
 
-    Raises UsageError for a source that is not there, a folder without photographs or one that cannot be read.
+    Raises UsageError for a source that is not there, a folder without photographs or one that cannot be read,
+    and for a paired dataset.
     """
     photos: dict[Path, Photo] = {}
     taken: set[str] = set()
@@ -43,6 +45,8 @@ def find_clean(sources: Sequence[Path]) -> list[Photo]:
             raise UsageError(
                 f"{source}: no photographs in it", fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES))}"
             )
+        if is_folder:
+            refuse_pairs(source, found)
         for path in found:
             if real(path) not in photos:
                 below = path.relative_to(source).as_posix() if is_folder else path.name
