@@ -21,7 +21,7 @@ from cmudrn.model import ModelConfig
 from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Trainer
 from cmudrn.train.recipe import Network, TrainRecipe
-from cmudrn.train.run_state import difference, read_state
+from cmudrn.train.run_state import first_difference, read_state
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 from cmudrn.train.validation import Scores, score_network
 
@@ -158,9 +158,10 @@ def check_budget(place: Path, trainer: Trainer) -> None:
     else:
         return
     now = {**trainer.recipe.to_json(), "data": trainer.provenance}
-    if begun != now:
+    changed = first_difference(begun, dict.fromkeys(begun) | now)  # nor may anything be missing
+    if changed:
         raise UsageError(
-            f"{place}: this row was begun with {difference('recipe', begun, now).partition(': ')[2]}",
+            f"{place}: this row was begun with {changed}",
             fix="give the options it was begun with, or another --out",
         )
 

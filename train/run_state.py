@@ -12,7 +12,7 @@ import torch
 
 from cmudrn.errors import CheckpointError, TrainingError, UsageError
 
-__all__ = ["check_same_run", "difference", "read_state", "saving"]
+__all__ = ["check_same_run", "first_difference", "read_state", "saving"]
 
 # What may differ when a run is resumed: where it ends.
 ENDS = ("steps", "float32_steps")
@@ -35,17 +35,25 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any] | None:
 
 def check_same_run(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises UsageError that names what differs, unless it is only where the run ends."""
+    changed = first_difference(begun, {name: value for name, value in now.items() if name not in ENDS})
+    if changed:
+        raise UsageError(
+            f"{folder}: this run was begun with {changed}",
+            fix="resume with the options it was begun with, or give another --out, "
+            f"with --start-from {folder / 'weights.safetensors'} to go on from its weights",
+        )
+
+
+def first_difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """`crop_px = 64, not 96` or `model: stitches: stem = 0.5, not 0.8`; None where all of `now` was so."""
     for name, value in now.items():
-        if name not in ENDS and begun.get(name) != value:
-            raise UsageError(
-                f"{folder}: this run was begun with {difference(name, begun.get(name), value)}",
-                fix="resume with the options it was begun with, or give another --out, "
-                f"with --start-from {folder / 'weights.safetensors'} to go on from its weights",
-            )
+        if begun.get(name) != value:
+            return difference(name, begun.get(name), value)
+    return None
 
 
 def difference(name: str, begun: Any, now: Any) -> str:
-    """`crop_px = 64, not 96`; of a mapping the first entry that differs."""
+    """Of a mapping the first entry that differs, on either side."""
     if isinstance(begun, dict) and isinstance(now, dict):
         key = next(key for key in (*now, *begun) if begun.get(key) != now.get(key))
         return f"{name}: {difference(key, begun.get(key), now.get(key))}"

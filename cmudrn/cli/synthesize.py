@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmudrn.cli.train import Streaks
 from cmudrn.cli.values import need_positive, need_torch
 from cmudrn.errors import UsageError
 
@@ -46,12 +47,6 @@ Rain = Annotated[
         metavar="NAME,...",
         help="Renderers of rain: physics, straight, slanted [default: physics; with --streaks all three].",
         show_default=False,
-    ),
-]
-Streaks = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Streak files of the Columbia database, <id>-<type>.png.", show_default=False
     ),
 ]
 Workers = Annotated[int, typer.Option(metavar="N", help="Threads that render and write.")]

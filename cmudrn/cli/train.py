@@ -204,10 +204,7 @@ def make_recipe(
     from cmudrn.train.losses import LossWeights
     from cmudrn.train.recipe import Network, TrainRecipe
 
-    if network not in [known.value for known in Network]:
-        raise UsageError(
-            f"--network {network}", fix="choose from " + ", ".join(known.value for known in Network)
-        )
+    trained_network = one_of(Network, "--network", network)
     if loops is not None:
         changes["depths"] = parse_depths(loops)
     depths = changes.get("depths", TrainRecipe.paper().depths if paper else TrainRecipe().depths)
@@ -225,7 +222,7 @@ def make_recipe(
         known = ", ".join(name.strip("_") for name in vars(weights) if name != "reduction")
         raise UsageError(f"--loss: no factor {unknown.pop()!r}", fix=f"choose from {known}")
     changes |= {
-        "network": Network(network),
+        "network": trained_network,
         "model": ModelConfig(**model),
         "loss": replace(weights, **factors),
     }
