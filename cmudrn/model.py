@@ -72,13 +72,17 @@ class DRN(nn.Module):
         """y: the degraded image, x: the estimate so far, [B, 3, H, W]. Returns features [B, C, H, W]."""
         return relu(self.conv_in(torch.cat([y, x], dim=1)))
 
+    def recur(self, f: Tensor, loops: int) -> Tensor:
+        """f: [B, C, H, W]. Returns the same shape: both blocks, `loops` times."""
+        for _ in range(loops):
+            f = self.block2(self.block1(f))
+        return f
+
     def forward(self, y: Tensor) -> list[Tensor]:
         """y: [B, 3, H, W], the degraded image. Returns every stage's x, shaped alike; the last counts."""
         x, stages = y, []
         for _ in range(self.inter_loops):
-            f = self.stem(y, x)
-            for _ in range(self.intra_loops):
-                f = self.block2(self.block1(f))
+            f = self.recur(self.stem(y, x), self.intra_loops)
             x = y + self.conv_out(f)
             stages.append(x)
         return stages
@@ -151,6 +155,14 @@ class CMUDRN(nn.Module):
     def stitch(self, point: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return self.stitches[point](a, b) if point in self.stitches else (a, b)
 
+    def recur(self, f_rain: Tensor, f_snow: Tensor) -> tuple[Tensor, Tensor]:
+        """f_rain, f_snow: [B, C, H, W]. Returns the same shapes: the inner recursion in both branches."""
+        rain, snow = self.rain, self.snow
+        for _ in range(self.intra_loops):
+            f_rain, f_snow = self.stitch("block1", rain.block1(f_rain), snow.block1(f_snow))
+            f_rain, f_snow = self.stitch("block2", rain.block2(f_rain), snow.block2(f_snow))
+        return f_rain, f_snow
+
     def forward_all(self, y: Tensor) -> Restored:
         """y: [B, 3, H, W], the degraded image. Returns the fused image and every stage of both branches."""
         rain, snow = self.rain, self.snow
@@ -158,10 +170,7 @@ class CMUDRN(nn.Module):
         rain_stages, snow_stages = [], []
         for _ in range(self.inter_loops):
             f_rain, f_snow = self.stitch("stem", rain.stem(y, x_rain), snow.stem(y, x_snow))
-            for _ in range(self.intra_loops):
-                f_rain, f_snow = self.stitch("block1", rain.block1(f_rain), snow.block1(f_snow))
-                f_rain, f_snow = self.stitch("block2", rain.block2(f_rain), snow.block2(f_snow))
-            f_rain, f_snow = self.stitch("body", f_rain, f_snow)
+            f_rain, f_snow = self.stitch("body", *self.recur(f_rain, f_snow))
             x_rain, x_snow = y + rain.conv_out(f_rain), y + snow.conv_out(f_snow)
             rain_stages.append(x_rain)
             snow_stages.append(x_snow)

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import pyvips
 import torch
+from torch import nn
 
 from cmudrn.checkpoint import load_drn, load_model, read_checkpoint, save_checkpoint
 from cmudrn.errors import CheckpointError, TrainingError, UsageError
 from cmudrn.model import CMUDRN, ModelConfig
 from cmudrn.train.loop import Trainer, draw_depth, learning_rate
 from cmudrn.train.monitor import Monitor
+from cmudrn.train.optimizer import OptimizerName, build_optimizer
 from cmudrn.train.passes import start_as_identity
 from cmudrn.train.photos import PhotoSet, find_photos
 from cmudrn.train.recipe import Network, Schedule, TrainRecipe
@@ -96,8 +98,11 @@ def test_a_baseline_is_a_drn_and_not_taken_for_the_unified_network(
         load_model(tmp_path / "weights.safetensors")
 
 
-def test_twenty_steps_are_ten_and_ten_more_bit_for_bit(scenes: SceneSteps, tmp_path: Path) -> None:
-    recipe = replace(TINY, steps=20, float32_steps=5)
+@pytest.mark.parametrize("optimizer", list(OptimizerName))
+def test_twenty_steps_are_ten_and_ten_more_bit_for_bit(
+    optimizer: OptimizerName, scenes: SceneSteps, tmp_path: Path
+) -> None:
+    recipe = replace(TINY, steps=20, float32_steps=5, optimizer=optimizer)
     through = Trainer(recipe, tmp_path / "a", {})
     assert list(run_of(through, scenes))[-1] == 20
 
@@ -220,7 +225,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_term_and_keeps_the_weights
 
 
 def test_the_rate_warms_up_and_falls_to_its_last_value_or_stays() -> None:
-    recipe = TrainRecipe(steps=1000, warmup_steps=100)
+    recipe = TrainRecipe(steps=1000, warmup_steps=100, learning_rate=1e-3)
     assert learning_rate(recipe, 0) == pytest.approx(1e-5)
     assert learning_rate(recipe, 100) == pytest.approx(1e-3)
     assert learning_rate(recipe, 1000) == pytest.approx(1e-5)
@@ -228,17 +233,28 @@ def test_the_rate_warms_up_and_falls_to_its_last_value_or_stays() -> None:
     assert learning_rate(constant, 1000) == pytest.approx(1e-3)
 
 
-def test_cheaper_depths_are_drawn_more_often() -> None:
-    recipe = TrainRecipe(depths=(1, 2, 4))
+@pytest.mark.parametrize(
+    ("usual", "expected"),
+    [
+        (2, (4 / 14, 1 / 2 + 2 / 14, 1 / 14)),  # half of all to the usual depth, the other half as 1/T
+        (3, (4 / 7, 2 / 7, 1 / 7)),  # the usual one isn't trained: as 1/T
+    ],
+)
+def test_the_usual_depth_is_drawn_most_and_of_the_others_the_cheaper(
+    usual: int, expected: tuple[float, ...]
+) -> None:
+    recipe = TrainRecipe(depths=(1, 2, 4), model=ModelConfig(inter_loops=usual, intra_loops=usual))
     drawn = np.array([draw_depth(recipe, step) for step in range(3000)])
     shares = [float((drawn == depth).mean()) for depth in recipe.depths]
-    assert shares == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.03)  # as 1/T; three standard deviations
+    assert shares == pytest.approx(expected, abs=0.03)  # three standard deviations
 
 
 def test_the_papers_recipe_is_the_papers() -> None:
     recipe = TrainRecipe.paper(steps=10)
     assert recipe.learning_rate == learning_rate(recipe, 0) == learning_rate(recipe, 9) == 1e-4
     assert (recipe.depths, recipe.ema, recipe.clip_norm) == ((3,), 0, 0)
+    adam = build_optimizer(recipe.optimizer, nn.Linear(2, 2), recipe.learning_rate)
+    assert isinstance(adam, torch.optim.Adam)
 
 
 def test_without_an_average_the_last_weights_are_kept(scenes: SceneSteps, tmp_path: Path) -> None:

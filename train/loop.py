@@ -20,6 +20,7 @@ from cmudrn.files import replacing
 from cmudrn.train.interruption import Interruption, end_with_parent
 from cmudrn.train.kernels import Kernels, choose_kernels
 from cmudrn.train.losses import LossTerms, Reduction, restoration_loss
+from cmudrn.train.optimizer import build_optimizer
 from cmudrn.train.passes import build_passes
 from cmudrn.train.recipe import Network, Schedule, TrainRecipe
 from cmudrn.train.run_state import check_same_run, read_state, saving
@@ -80,8 +81,8 @@ class Trainer:
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
         self.kernels = choose_kernels(kernels, device=self.fabric.device.type, bfloat16=recipe.bfloat16)
         self.model = (passes := build_passes(recipe, self.kernels)).model
-        adam = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
-        self.passes, self.optimizer = self.fabric.setup(passes, adam)
+        optimizer = build_optimizer(recipe.optimizer, self.model, recipe.learning_rate)
+        self.passes, self.optimizer = self.fabric.setup(passes, optimizer)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.step = 0
         self.started_from: dict[str, Any] | None = None  # weights that the run began with, and theirs

@@ -10,6 +10,7 @@ from typing import Any
 from cmudrn.errors import UsageError
 from cmudrn.model import ModelConfig
 from cmudrn.train.losses import LossWeights
+from cmudrn.train.optimizer import USUAL_RATES, OptimizerName
 
 __all__ = ["Network", "Schedule", "TrainRecipe"]
 
@@ -38,7 +39,8 @@ class TrainRecipe:
     scenes: int = 8  # in a step, over all devices; each is seen twice, rainy and snowy
     crop_px: int = 64
     depths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)  # loop counts T that one set of weights shall serve
-    learning_rate: float = 1e-3  # the paper: 1e-4 throughout
+    optimizer: OptimizerName = OptimizerName.SOAP
+    learning_rate: float = USUAL_RATES[OptimizerName.SOAP]  # the highest; the paper: 1e-4 throughout
     final_rate: float = 1e-5
     warmup_steps: int = 200
     schedule: Schedule = Schedule.COSINE
@@ -73,6 +75,7 @@ class TrainRecipe:
         """The paper's: Adam, 1e-4 throughout, T = 3, the loss as printed; nothing of what we added."""
         recipe: dict[str, Any] = {
             "depths": (3,),
+            "optimizer": OptimizerName.ADAM,
             "learning_rate": 1e-4,
             "schedule": Schedule.CONSTANT,
             "warmup_steps": 0,
@@ -85,9 +88,18 @@ class TrainRecipe:
 
     @property
     def depth_chances(self) -> tuple[float, ...]:
-        """The chance of each depth in a step: as 1/T, for the time a step takes grows with T squared."""
+        """The chance of each depth in a step.
+
+        Half of the steps go to the usual depth, by which the weights are judged; the others are shared as
+        1/T, for the time that a step takes grows with T squared.
+        """
         inverse = [1 / depth for depth in self.depths]
-        return tuple(value / sum(inverse) for value in inverse)
+        shared = [value / sum(inverse) for value in inverse]
+        usual = self.model.inter_loops
+        if usual not in self.depths:
+            return tuple(shared)
+        chances = zip(self.depths, shared, strict=True)
+        return tuple((chance + (depth == usual)) / 2 for depth, chance in chances)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a checkpoint's metadata and for comparing a run with the one to resume."""

@@ -60,9 +60,11 @@ class SceneSource(Protocol):
 def draw_severity(rng: np.random.Generator) -> float:
     """None to heavy: a model that saw only heavy weather spoils light weather, and clean photographs."""
     kind = rng.random()
-    if kind < 0.06:
+    if kind < 0.10:
         return 0.0
-    return float(rng.uniform(0.05, 0.7) if kind < 0.40 else rng.uniform(0.7, 1.15))
+    if kind < 0.45:  # as many near 0.1 as near 0.5: a decibel is lost more easily in light weather
+        return float(np.exp(rng.uniform(np.log(0.05), np.log(0.7))))
+    return float(rng.uniform(0.7, 1.15))
 
 
 def draw_scale(rng: np.random.Generator) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmudrn.cli.values import one_of
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,15 +122,13 @@ def infer(
         sources=tuple(sources),
         out=out,
         loops=loops,
-        output=Output(_one_of("--output", output, [choice.value for choice in Output])),
+        output=one_of(Output, "--output", output),
         tile_px=tile,
         overlap_px=overlap,
         batch=batch,
         threads=threads,
         existing=_existing(overwrite, skip_existing),
-        format=None
-        if image_format is None
-        else ImageFormat(_one_of("--format", image_format, [choice.value for choice in ImageFormat])),
+        format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         weights=weights,
     )
@@ -182,12 +181,6 @@ def _note_other_depth(job: InferJob) -> None:
             f"note: these weights were trained with --loops {trained}, and restore worse at {job.loops}",
             err=True,
         )
-
-
-def _one_of(option: str, value: str, choices: list[str]) -> str:
-    if value not in choices:
-        raise UsageError(f"{option} {value}", fix=f"give one of {', '.join(choices)}")
-    return value
 
 
 def _check_report_path(json_to: str | None) -> None:

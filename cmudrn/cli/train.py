@@ -81,8 +81,13 @@ Loss = Annotated[
     str,
     typer.Option(metavar="NAME=X,...", help="Factors: local, recur, global, ssim, frobenius, squared, root."),
 ]
+OptimizerChoice = Annotated[
+    str | None,
+    typer.Option("--optimizer", metavar="NAME", help="soap, or adam, the paper's [default: soap]."),
+]
 Rate = Annotated[
-    float | None, typer.Option(metavar="X", help="Highest learning rate [default: 1e-3; the paper: 1e-4].")
+    float | None,
+    typer.Option(metavar="X", help="Highest learning rate [default: soap 5e-3, adam 1e-3; the paper: 1e-4]."),
 ]
 Average = Annotated[
     float | None,
@@ -127,6 +132,7 @@ def train(
     default_loops: DefaultLoops = None,
     stitches: Stitches = None,
     loss: Loss = "",
+    optimizer: OptimizerChoice = None,
     learning_rate: Rate = None,
     ema: Average = None,
     bfloat16: BFloat16 = False,
@@ -164,6 +170,7 @@ def train(
         default_loops=default_loops,
         stitches=stitches,
         loss=loss,
+        optimizer=optimizer,
         **changes,
         float32_steps=float32_steps,
     )
@@ -195,6 +202,7 @@ def make_recipe(
     default_loops: int | None,
     stitches: str | None,
     loss: str,
+    optimizer: str | None,
     **changes: Any,
 ) -> TrainRecipe:
     """The recipe, ours or the paper's, with what the options change. Raises UsageError."""
@@ -202,6 +210,7 @@ def make_recipe(
 
     from cmudrn.model import ModelConfig
     from cmudrn.train.losses import LossWeights
+    from cmudrn.train.optimizer import USUAL_RATES, OptimizerName
     from cmudrn.train.recipe import Network, TrainRecipe
 
     trained_network = one_of(Network, "--network", network)
@@ -214,6 +223,10 @@ def make_recipe(
     model: dict[str, Any] = {"inter_loops": usual, "intra_loops": usual}
     if stitches is not None:
         model["stitches"] = parse_factors("stitches", stitches)
+    if optimizer is not None:
+        changes["optimizer"] = one_of(OptimizerName, "--optimizer", optimizer)
+        if not paper:
+            changes.setdefault("learning_rate", USUAL_RATES[changes["optimizer"]])
     weights = LossWeights.paper() if paper else LossWeights()
     factors: dict[str, Any] = {
         {"global": "global_"}.get(name, name): x for name, x in parse_factors("loss", loss).items()

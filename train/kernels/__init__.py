@@ -2,7 +2,8 @@
 
 General libraries do worst what this network consists of: dozens of 3x3 convolutions of 16 to 16 channels,
 each a pass through memory, with activation and sum as passes of their own. `winograd.c` does a convolution,
-its bias, ReLU and residual sum in one pass, by Winograd's F(4x4, 3x3); docs/measurements.md has its gain.
+its bias, ReLU and residual sum in one pass, by Winograd's F(4x4, 3x3), and a stage's whole recursion image by
+image, while the image lies in the cache; docs/measurements.md has its gain.
 
 It is compiled by the machine's own C compiler when a training first asks for it, for the processor it runs
 on. Without a compiler PyTorch's convolutions do the work: the same results up to rounding, only later.
@@ -17,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -25,25 +27,23 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from cmudrn.errors import EnvironmentMissing, UsageError
-from cmudrn.model import CHANNELS, ResidualBlock
+from cmudrn.model import CHANNELS, CMUDRN, DRN, ResidualBlock
 
 __all__ = [
     "Kernels",
-    "WinogradBlock",
-    "WinogradConv",
     "accelerate",
+    "blocks16",
     "check_library",
     "choose_kernels",
     "compile_library",
     "convolve16",
     "load_library",
-    "residual16",
 ]
 
-SOURCE = Path(__file__).with_name("winograd.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("winograd.c", "tiles.h")]
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 LINEAR, RELU = 0, 1  # as in winograd.c
 
@@ -71,7 +71,7 @@ def compile_library(folder: Path) -> Path:
     fix = "install gcc, or train with --kernels torch"
     if compiler is None:
         raise EnvironmentMissing("no C compiler for the training's own kernels", fix=fix)
-    key = hashlib.sha256(SOURCE.read_bytes())
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
     for part in (*FLAGS, *torch_openmp(), compiler, processor()):
         key.update(part.encode() + b"\0")
     library = folder / f"winograd-{key.hexdigest()[:16]}.so"
@@ -82,7 +82,7 @@ def compile_library(folder: Path) -> Path:
         # A folder of its own, then a rename: two trainings may begin at once.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), *torch_openmp()]
+            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(made), *torch_openmp()]
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.replace(library)
     except (OSError, subprocess.CalledProcessError) as exc:
@@ -116,9 +116,9 @@ def load_library() -> ctypes.CDLL:
     floats, number = ctypes.c_void_p, ctypes.c_int
     library.cmudrn_forward.argtypes = [floats] * 4 + [number] * 4
     library.cmudrn_backward.argtypes = [floats] * 8 + [number] * 4
-    library.cmudrn_block_forward.argtypes = [floats] * 7 + [number] * 3
-    library.cmudrn_block_backward.argtypes = [floats] * 9 + [number] * 3
-    library.cmudrn_scratch.argtypes, library.cmudrn_scratch.restype = [number] * 3, ctypes.c_long
+    library.cmudrn_blocks_forward.argtypes = [floats] * 3 + [number] * 5
+    library.cmudrn_blocks_backward.argtypes = [floats] * 7 + [number] * 5
+    library.cmudrn_scratch.argtypes, library.cmudrn_scratch.restype = [number] * 4, ctypes.c_long
     keep_freed_memory()
     return library
 
@@ -163,33 +163,35 @@ class _Convolve16(torch.autograd.Function):
         return to_x, to_weight, to_bias, None
 
 
-class _Block16(torch.autograd.Function):
-    """See residual16."""
+class _Blocks16(torch.autograd.Function):
+    """See blocks16."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-    ) -> Tensor:
-        x, weight1, weight2 = last(x), weight1.contiguous(), weight2.contiguous()
-        bias1, bias2 = bias1.contiguous(), bias2.contiguous()
-        inside, y = torch.empty_like(x), torch.empty_like(x)
-        load_library().cmudrn_block_forward(
-            *addresses(x, weight1, bias1, weight2, bias2, inside, y), *sides(x)
-        )
-        ctx.save_for_backward(x, weight1, weight2, inside, y)
-        return y
+    def forward(ctx: Any, x: Tensor, parameters: Tensor, kinds: int, count: int, keep: bool) -> Tensor:
+        x = last(x)
+        n, channels, height, width = x.shape
+        # A tensor for each block, not one for all: that would be fresh from the kernel every time.
+        room = [x.new_empty(2, n, height, width, channels) for _ in range(count if keep else min(count, 2))]
+        kept = [room[block % len(room)] for block in range(count)]
+        load_library().cmudrn_blocks_forward(*addresses(x, parameters), listed(kept), kinds, count, *sides(x))
+        ctx.save_for_backward(x, parameters, *kept)
+        ctx.kinds = kinds
+        return kept[-1][1].permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor, ...]:
-        x, weight1, weight2, inside, y = ctx.saved_tensors
+    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, parameters, *kept = ctx.saved_tensors
         to_y, to_x = last(to_outputs[0]), torch.empty_like(x)
-        sizes = (weight1.numel(), CHANNELS, weight2.numel(), CHANNELS)
-        to_parameters, room = weight1.new_empty(sum(sizes)), scratch(x)
-        load_library().cmudrn_block_backward(
-            *addresses(x, weight1, weight2, inside, y, to_y, to_x, to_parameters, room), *sides(x)
+        to_parameters, room = torch.empty_like(parameters), scratch(x, ctx.kinds)
+        load_library().cmudrn_blocks_backward(
+            *addresses(x, parameters),
+            listed(kept),
+            *addresses(to_y, to_x, to_parameters, room),
+            ctx.kinds,
+            len(kept),
+            *sides(x),
         )
-        to_weight1, to_bias1, to_weight2, to_bias2 = to_parameters.split(sizes)
-        return to_x, to_weight1.view_as(weight1), to_bias1, to_weight2.view_as(weight2), to_bias2
+        return to_x, to_parameters, None, None, None
 
 
 def last(images: Tensor) -> Tensor:
@@ -206,8 +208,13 @@ def addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def scratch(images: Tensor) -> Tensor:
-    return images.new_empty(load_library().cmudrn_scratch(*sides(images)))
+def listed(tensors: Sequence[Tensor]) -> Any:
+    """Their addresses, as an array of C."""
+    return (ctypes.c_void_p * len(tensors))(*addresses(*tensors))
+
+
+def scratch(images: Tensor, kinds: int = 1) -> Tensor:
+    return images.new_empty(load_library().cmudrn_scratch(kinds, *sides(images)))
 
 
 def convolve16(x: Tensor, weight: Tensor, bias: Tensor, *, activated: bool = False) -> Tensor:
@@ -220,10 +227,22 @@ def convolve16(x: Tensor, weight: Tensor, bias: Tensor, *, activated: bool = Fal
     return y
 
 
-def residual16(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """A residual block of two such convolutions: relu(relu(conv2(relu(conv1(x)))) + x)."""
-    y: Tensor = _Block16.apply(x, weight1, bias1, weight2, bias2)  # type: ignore[no-untyped-call]
+def blocks16(x: Tensor, parameters: Sequence[Tensor], loops: int = 1) -> Tensor:
+    """One or two residual blocks, `loops` times: f = relu(relu(conv2(relu(conv1(f)))) + f), each in its turn.
+
+    x: [N, 16, H, W] float32 on the CPU, channels last or copied to it. Returns the same shape, channels last.
+    parameters: of each block the weight [16, 16, 3, 3] and bias [16] of conv1, then those of conv2.
+    It cannot be differentiated twice.
+    """
+    flat, kinds = torch.cat([part.flatten() for part in parameters]), len(parameters) // 4
+    keep = torch.is_grad_enabled() and (x.requires_grad or flat.requires_grad)
+    y: Tensor = _Blocks16.apply(x, flat, kinds, loops * kinds, keep)  # type: ignore[no-untyped-call]
     return y
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
 
 
 class WinogradConv(nn.Conv2d):
@@ -231,11 +250,16 @@ class WinogradConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, in, H, W] float32. Returns [N, out, H, W]."""
-        assert self.bias is not None
+        return self.convolve([x], activated=False)
+
+    def convolve(self, parts: Sequence[Tensor], *, activated: bool) -> Tensor:
+        """Of parts that make up the input's channels, in order."""
         rest_in, rest_out = CHANNELS - self.in_channels, CHANNELS - self.out_channels
-        full = pad(x, (0, 0, 0, 0, 0, rest_in)) if rest_in else x
+        n, _, height, width = parts[0].shape
+        empty = [parts[0].new_zeros(()).expand(n, rest_in, height, width)] if rest_in else []
+        full = torch.cat([*parts, *empty], dim=1) if len(parts) > 1 or empty else parts[0]
         weight = pad(self.weight, (0, 0, 0, 0, 0, rest_in, 0, rest_out))
-        y = convolve16(full, weight, pad(self.bias, (0, rest_out)))
+        y = convolve16(full, weight, pad(bias_of(self), (0, rest_out)), activated=activated)
         return y[:, : self.out_channels]
 
 
@@ -244,10 +268,37 @@ class WinogradBlock(ResidualBlock):
 
     def forward(self, f: Tensor) -> Tensor:
         """f: [N, 16, H, W] float32. Returns the same shape."""
-        conv1, conv2 = self.conv1, self.conv2
-        assert conv1.bias is not None
-        assert conv2.bias is not None
-        return residual16(f, conv1.weight, conv1.bias, conv2.weight, conv2.bias)
+        return blocks16(f, list(self.parameters()))
+
+
+class WinogradDRN(DRN):
+    """A stage's activation in the convolution's call, its recursion in another."""
+
+    def stem(self, y: Tensor, x: Tensor) -> Tensor:
+        """y, x: [B, 3, H, W] float32. Returns [B, 16, H, W]."""
+        assert isinstance(self.conv_in, WinogradConv)
+        return self.conv_in.convolve([y, x], activated=True)
+
+    def recur(self, f: Tensor, loops: int) -> Tensor:
+        """f: [B, 16, H, W] float32. Returns the same shape."""
+        return blocks16(f, [*self.block1.parameters(), *self.block2.parameters()], loops)
+
+
+class WinogradCMUDRN(CMUDRN):
+    """The branches' recursions in one call each, where no stitch stands inside them."""
+
+    def recur(self, f_rain: Tensor, f_snow: Tensor) -> tuple[Tensor, Tensor]:
+        """f_rain, f_snow: [B, 16, H, W] float32. Returns the same shapes."""
+        if self.stitches.keys() & {"block1", "block2"}:
+            return super().recur(f_rain, f_snow)
+        return self.rain.recur(f_rain, self.intra_loops), self.snow.recur(f_snow, self.intra_loops)
+
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    ResidualBlock: WinogradBlock,
+    DRN: WinogradDRN,
+    CMUDRN: WinogradCMUDRN,
+}
 
 
 def choose_kernels(asked: Kernels, *, device: str, bfloat16: bool) -> Kernels:
@@ -278,13 +329,12 @@ def check_library() -> None:
     Raises EnvironmentMissing where they differ, or where the library cannot be had.
     """
     load_library()
-    chance = torch.Generator().manual_seed(0)
-    shapes = ((4, CHANNELS, 9, 7), *2 * ((CHANNELS, CHANNELS, 3, 3), (CHANNELS,)))
-    inputs = [(torch.randn(shape, generator=chance) / 4).requires_grad_() for shape in shapes]
-    x, weight1, bias1, weight2, bias2 = inputs
-    inside = conv2d(x, weight1, bias1, padding=1).relu()
-    wanted = (conv2d(inside, weight2, bias2, padding=1).relu() + x).relu()
-    made = residual16(*inputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        blocks = [ResidualBlock(), ResidualBlock()]
+        x = torch.randn(4, CHANNELS, 9, 7, requires_grad=True)
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    inputs, wanted, made = [x, *parameters], blocks[1](blocks[0](x)), blocks16(x, parameters)
     for got, right in zip(
         (made, *torch.autograd.grad(made.square().sum(), inputs)),
         (wanted, *torch.autograd.grad(wanted.square().sum(), inputs)),
@@ -305,7 +355,7 @@ def accelerate(model: nn.Module) -> None:
     check_library()
     for module in model.modules():
         # The class alone changes: parameters, names, and whoever holds the module stay the same.
-        if type(module) is ResidualBlock:
-            module.__class__ = WinogradBlock
-        elif type(module) is nn.Conv2d and max(module.in_channels, module.out_channels) <= CHANNELS:
+        if type(module) is nn.Conv2d and max(module.in_channels, module.out_channels) <= CHANNELS:
             module.__class__ = WinogradConv
+        else:
+            module.__class__ = OURS.get(type(module), type(module))
