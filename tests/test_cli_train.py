@@ -184,7 +184,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 def test_two_processes_train_what_one_does(evaluation_data: Path, tmp_path: Path) -> None:
     """Gloo between two CPU processes, the same scenes a step in all: equal but for the order of sums.
 
-    By Adam: after six steps SOAP's matrices have less than full rank, and of what is left of their eigenvectors
+    By Adam: after six steps SOAP's matrices have less than full rank, and for the rest of their eigenvectors
     the order of sums decides.
     """
     for devices in (1, 2):

@@ -14,7 +14,7 @@ import numpy as np
 from sheet import header, photo, row, save, with_psnr
 
 from cmudrn.train.photos import to_pixels, to_scene
-from cmudrn.train.protocols import Pixels
+from cmudrn.train.protocols import EvaluationData, Pixels
 from cmudrn.train.weather.rain import draw_rain, render_rain
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
@@ -23,9 +23,7 @@ from cmudrn.train.weather.streaks import (
     RainRecipe,
     StreakDatabase,
     StreakParams,
-    is_held_out,
     render_streaks,
-    streak_files,
 )
 from cmudrn.train.weather.weathered import Image
 
@@ -40,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
     data: Path = parser.parse_args().data
-    files = [file for file in streak_files(data / "garg06_streaks") if is_held_out(file)][::4]
+    files = EvaluationData(data).held_out_streaks()[::2]
     # Photographs of budgie-backgrounds 3.0 (CC0-1.0), none of them trained on.
     rows: list[tuple[str, str, Lay]] = [
         (

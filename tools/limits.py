@@ -14,16 +14,14 @@ from sheet import header, labelled, photo, row, save, with_psnr
 
 from cmudrn.train.evaluate import restorer
 from cmudrn.train.photos import to_pixels, to_scene
-from cmudrn.train.protocols import Pixels
+from cmudrn.train.protocols import EvaluationData, Pixels
 from cmudrn.train.weather.rain import draw_rain, render_rain
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
     STRAIGHT,
     StreakDatabase,
     StreakParams,
-    is_held_out,
     render_streaks,
-    streak_files,
 )
 
 SHEET = Path(__file__).parent.parent / "docs" / "limits.jpg"
@@ -53,7 +51,7 @@ def main() -> None:
 
 
 def heavy_streaks(clean: Pixels, data: Path) -> Pixels:
-    files = [file for file in streak_files(data / "garg06_streaks") if is_held_out(file)][::4]
+    files = EvaluationData(data).held_out_streaks()[::2]
     params = StreakParams(recipe=STRAIGHT, severity=1.15)
     rng = np.random.default_rng(SEED)
     return to_pixels(render_streaks(to_scene(clean), StreakDatabase.load(files, STRAIGHT), rng, params).image)
