@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where those are that can be made again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing"]
+from platformdirs import user_cache_path
+
+__all__ = ["cache_folder", "replacing"]
+
+
+def cache_folder() -> Path:
+    """`CMUDRN_CACHE`, or a folder in the user's cache; not made yet. All in it may be removed at any time."""
+    told = os.environ.get("CMUDRN_CACHE")
+    return Path(told) if told else user_cache_path("cmudrn")
 
 
 @contextmanager

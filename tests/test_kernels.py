@@ -204,7 +204,7 @@ def test_without_a_working_compiler_pytorch_does_the_work(
     compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", compiler)
-    monkeypatch.setattr(kernels, "user_cache_path", lambda _: tmp_path)
+    monkeypatch.setenv("CMUDRN_CACHE", str(tmp_path))
     kernels.load_library.cache_clear()
     kernels.check_library.cache_clear()
     try:

@@ -9,6 +9,7 @@ import pytest
 import pyvips
 
 from cmudrn.errors import ImageError, TrainingError, UsageError
+from cmudrn.train.weather import streaks as streaks_module
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
     SLANTED,
@@ -130,3 +131,47 @@ def test_snow_falls_on_any_size(size: tuple[int, int]) -> None:
 def test_other_shapes_and_dtypes_are_refused(clean: Image) -> None:
     with pytest.raises(ImageError, match="float64"):
         render_snow(clean.astype(np.float64), draw_snow(np.random.default_rng(2)), np.random.default_rng(3))
+
+
+@pytest.mark.parametrize("recipe", [STRAIGHT, SLANTED], ids=["straight", "slanted"])
+def test_what_was_cut_of_a_file_is_kept_and_comes_back_the_same(
+    recipe: RainRecipe, streaks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMUDRN_CACHE", str(tmp_path))
+    files = streak_files(streaks)[:2]
+    cut = StreakDatabase.load(files, recipe)
+    kept = sorted((tmp_path / "streaks").iterdir())
+    assert len(kept) == 2
+
+    def never(*_: object) -> None:
+        raise AssertionError("cut again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaks_module, "cut_layers", never)
+        again = StreakDatabase.load(files, recipe)
+    for layers, same in zip(cut.layers, again.layers, strict=True):
+        for layer, equal in zip(layers, same, strict=True):
+            np.testing.assert_array_equal(layer, equal)
+    kept[0].write_bytes(kept[0].read_bytes()[:100])  # a damaged one is cut anew
+    assert len(StreakDatabase.load(files, recipe).layers) == len(cut.layers)
+    assert sorted((tmp_path / "streaks").iterdir()) == kept
+
+
+def test_a_file_that_changed_is_cut_again(
+    streaks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMUDRN_CACHE", str(tmp_path / "cache"))
+    first, second = (file.read_bytes() for file in streak_files(streaks)[:2])
+    file = tmp_path / "1-4.png"
+    file.write_bytes(first)
+    before = StreakDatabase.load([file], STRAIGHT).layers
+    file.write_bytes(second)
+    assert not np.array_equal(before[0][0], StreakDatabase.load([file], STRAIGHT).layers[0][0])
+
+
+def test_without_a_cache_that_can_be_written_files_are_cut_all_the_same(
+    streaks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("CMUDRN_CACHE", str(tmp_path / "file"))
+    assert len(StreakDatabase.load(streak_files(streaks)[:1], STRAIGHT).layers) == 1

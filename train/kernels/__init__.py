@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cmudrn.errors import EnvironmentMissing, UsageError
+from cmudrn.files import cache_folder
 from cmudrn.model import CHANNELS, CMUDRN, DRN, ResidualBlock
 
 __all__ = [
@@ -106,7 +106,7 @@ def processor() -> str:
 @cache
 def load_library() -> ctypes.CDLL:
     """The compiled kernels, from the user's cache folder. Raises EnvironmentMissing."""
-    path = compile_library(user_cache_path("cmudrn") / "kernels")
+    path = compile_library(cache_folder() / "kernels")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as exc:

@@ -21,6 +21,7 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from cmudrn.errors import TrainingError, UsageError
+from cmudrn.train.weather.streak_cache import Cut, recall
 from cmudrn.train.weather.weathered import Image, Weathered, check_image
 
 __all__ = [
@@ -152,6 +153,26 @@ def turn(layer: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
     return pixels
 
 
+def cut_and_turn(path: Path, recipe: RainRecipe) -> Cut:
+    """The layers at each angle of a slanted recipe, or as they are; from the cache where that was done before.
+
+    Raises TrainingError as cut_layers does.
+    """
+
+    def make() -> Cut:
+        layers = cut_layers(path, recipe)
+        return (
+            [[turn(layer, angle) for layer in layers] for angle in ANGLES_DEG] if recipe.slanted else [layers]
+        )
+
+    try:
+        file = path.read_bytes()
+    except OSError:
+        return make()  # which says what is wrong
+    libvips = ".".join(str(pyvips.version(part)) for part in range(3))
+    return recall(make, file, repr(recipe).encode(), libvips.encode(), Path(__file__).read_bytes())
+
+
 class StreakDatabase:
     """A recipe's layers of many files, cut once and kept as uint8 so that rendering only crops and adds.
 
@@ -164,13 +185,11 @@ class StreakDatabase:
 
     @classmethod
     def load(cls, files: Sequence[Path], recipe: RainRecipe, *, workers: int = 2) -> StreakDatabase:
-        """Cuts every file; about half a second each."""
+        """Cuts every file, about half a second each, or takes what was cut of it before."""
         # Threads, not processes: libvips and numpy let go of the lock, and libvips dies in a forked child.
         with ThreadPoolExecutor(workers) as pool:
-            layers = list(pool.map(partial(cut_layers, recipe=recipe), files))
-        if recipe.slanted:
-            layers = [[turn(layer, angle) for layer in file] for file in layers for angle in ANGLES_DEG]
-        return cls(recipe, layers)
+            cut = pool.map(partial(cut_and_turn, recipe=recipe), files)
+            return cls(recipe, [turned for file in cut for turned in file])
 
     def draw_files(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Indices of all files, in random order; slanted ones all of one angle."""
