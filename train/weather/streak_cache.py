@@ -1,4 +1,4 @@
-"""What was cut of streak files, kept on disk: cutting a file takes a core's second, reading it back a hundredth.
+"""What was cut of streak files, kept on disk: cutting takes a core's second a file, reading back a hundredth.
 
 A folder of `<key>.npz` in the user's cache; the key is a hash of all that the cut depends on, so nothing in
 it is ever stale, and it may be removed at any time.

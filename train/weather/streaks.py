@@ -154,7 +154,7 @@ def turn(layer: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
 
 
 def cut_and_turn(path: Path, recipe: RainRecipe) -> Cut:
-    """The layers at each angle of a slanted recipe, or as they are; from the cache where that was done before.
+    """The layers, at each angle of a slanted recipe; from the cache where that was done before.
 
     Raises TrainingError as cut_layers does.
     """
