@@ -118,9 +118,10 @@ def cut_layers(path: Path, recipe: RainRecipe) -> list[NDArray[np.uint8]]:
     Raises TrainingError for a file that cannot be read to its end, or is too small to hold a streak.
     """
     try:
-        file = pyvips.Image.new_from_file(str(path), fail_on="truncated").colourspace("b-w")[0]
-        file = file.copy_memory()  # decoded here: a file is opened by its header alone
-    except pyvips.Error as exc:
+        # Of bytes: libvips remembers what it opened by name, and would not see that a file has changed.
+        file = pyvips.Image.new_from_buffer(path.read_bytes(), "", fail_on="truncated")
+        file = file.colourspace("b-w")[0].copy_memory()  # decoded here: it is opened by its header alone
+    except (OSError, pyvips.Error) as exc:
         raise TrainingError(
             f"{path}: not readable as a streak file", fix="fetch it again or remove it"
         ) from exc
