@@ -125,7 +125,7 @@ RENDERED = {
 class EvaluationData:
     """The folder that holds bsds500/val, garg06_streaks and photos/val, or those of them that are asked for.
 
-    Streaks take a minute and 600 MB when the first rain protocol begins; those of one folder share them.
+    Streaks take 600 MB, and a minute the first time, when a rain protocol begins; protocols share them.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -102,7 +102,7 @@ def open_session(
         raise UsageError(
             f"--scenes {recipe.scenes} on {devices} devices", fix="give a number that they share evenly"
         )
-    # What costs nothing comes first: streaks take minutes to cut.
+    # What costs nothing comes first: streaks take minutes to cut, the first time.
     check_writable(folder)
     start = read_checkpoint(start_from) if start_from is not None else None
     trainer = Trainer(recipe, folder, {}, fabric=fabric, kernels=kernels)

@@ -194,13 +194,13 @@ class Synthesis:
 def open_synthesis(job: SynthesisJob, tell: Callable[[str], None] = lambda news: None) -> Synthesis:
     """Finds the photographs, makes OUT and cuts the streaks.
 
-    tell: hears of the cutting before it begins, for it takes a minute or two.
+    tell: hears of the cutting before it begins, for it takes a minute or two the first time.
     Raises UsageError for what makes no sense, TrainingError for a damaged streak file.
     """
     photos, files = find_clean(job.sources), find_streaks(job)
     make_out(job.out, job.sources, photos, overwrite=job.overwrite)
     if files:
-        tell(f"cutting {len(files)} streak files, which takes a minute or two")
+        tell(f"cutting {len(files)} streak files, which takes a minute or two the first time")
     skies: dict[Weather, Mapping[str, Sky]] = {}
     for weather in job.weathers:
         if weather is Weather.RAIN:

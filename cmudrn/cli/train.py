@@ -36,7 +36,7 @@ Streaks = Annotated[
     ),
 ]
 StreakFiles = Annotated[
-    int, typer.Option(metavar="N", help="Of these, spread evenly: a second of start-up and 7 MB each.")
+    int, typer.Option(metavar="N", help="Of these, spread evenly: 7 MB of memory each.")
 ]
 Validation = Annotated[
     Path | None,
