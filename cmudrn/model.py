@@ -16,10 +16,20 @@ from torch.nn.functional import relu
 
 from cmudrn.errors import UsageError
 
-__all__ = ["CMUDRN", "DRN", "STITCH_POINTS", "CrossStitch", "Fusion", "ModelConfig", "Restored"]
+__all__ = [
+    "CMUDRN",
+    "DRN",
+    "PAPER_STITCHES",
+    "STITCH_POINTS",
+    "CrossStitch",
+    "Fusion",
+    "ModelConfig",
+    "Restored",
+]
 
 CHANNELS = 16
 STITCH_POINTS = ("stem", "block1", "block2", "body")
+PAPER_STITCHES: Mapping[str, float] = {"stem": 0.5, "body": 0.5}  # its alpha; its points are not told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +38,8 @@ class ModelConfig:
 
     inter_loops: int = 3  # stages: times that x is fed back beside y
     intra_loops: int = 3  # times that the two residual blocks run in a stage
-    stitches: Mapping[str, float] = field(default_factory=lambda: {"stem": 0.5, "body": 0.5})  # point: alpha
+    # Point: alpha. The points and 0.9 are measured (docs/measurements.md).
+    stitches: Mapping[str, float] = field(default_factory=lambda: {"stem": 0.9, "body": 0.9})
 
     def __post_init__(self) -> None:
         for name in ("inter_loops", "intra_loops"):

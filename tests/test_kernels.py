@@ -155,15 +155,51 @@ def test_what_is_not_a_number_stays_so(name: str) -> None:
     assert block(torch.rand(2, 16, 8, 8)).isnan().any()
 
 
-def test_nested_openmp_changes_nothing() -> None:
-    code = """
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"OMP_NESTED": "true", "OMP_MAX_ACTIVE_LEVELS": "4"},
+        {"OMP_NUM_THREADS": "1,4"},  # for regions inside regions
+        {"OMP_NUM_THREADS": "3,2", "OMP_MAX_ACTIVE_LEVELS": "2"},
+    ],
+    ids=str,
+)
+def test_what_openmp_is_told_changes_nothing(told: dict[str, str], threads: int) -> None:
+    code = f"""
 import torch
 from cmudrn.train.kernels import check_library
-torch.set_num_threads(2)
-check_library()
+torch.set_num_threads({threads})
+for _ in range(5):
+    check_library.__wrapped__()
 """
-    environment = os.environ | {"OMP_NESTED": "true", "OMP_MAX_ACTIVE_LEVELS": "4"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=os.environ | told)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.zeros(1, 16, 8, 8, dtype=torch.float64), "not torch.float64"),
+        (torch.zeros(1, 16, 8, 8, dtype=torch.bfloat16), "not torch.bfloat16"),
+        (torch.zeros(1, 3, 8, 8), r"not \(1, 3, 8, 8\)"),
+        (torch.zeros(16, 8, 8), r"not \(16, 8, 8\)"),
+    ],
+)
+def test_what_would_be_read_past_its_end_is_refused(x: Tensor, said: str) -> None:
+    block = ResidualBlock()
+    with pytest.raises(TypeError, match=said):
+        convolve16(x, block.conv1.weight, torch.zeros(16))
+    with pytest.raises(TypeError, match=said):
+        blocks16(x, list(block.parameters()))
+    with pytest.raises(TypeError, match="pairs of"):
+        blocks16(torch.zeros(1, 16, 8, 8), [block.conv1.weight[:3], torch.zeros(3)])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x, weight = torch.randn(1, 16, 5, 5), torch.randn(16, 16, 3, 3, requires_grad=True)
+    y = convolve16(x, weight, torch.zeros(16)).square().sum()
+    (slope,) = torch.autograd.grad(y, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 @pytest.mark.parametrize("make", [CMUDRN, DRN])
@@ -199,7 +235,7 @@ def test_what_was_compiled_for_this_processor_is_taken_again(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [library]  # no scratch is left
 
 
-@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false"])
+@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false", "false gcc"])
 def test_without_a_working_compiler_pytorch_does_the_work(
     compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

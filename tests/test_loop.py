@@ -253,6 +253,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
     recipe = TrainRecipe.paper(steps=10)
     assert recipe.learning_rate == learning_rate(recipe, 0) == learning_rate(recipe, 9) == 1e-4
     assert (recipe.depths, recipe.ema, recipe.clip_norm) == ((3,), 0, 0)
+    assert set(recipe.model.stitches.values()) == {0.5}
     adam = build_optimizer(recipe.optimizer, nn.Linear(2, 2), recipe.learning_rate)
     assert isinstance(adam, torch.optim.Adam)
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from cmudrn.errors import UsageError
-from cmudrn.model import ModelConfig
+from cmudrn.model import PAPER_STITCHES, ModelConfig
 from cmudrn.train.losses import LossWeights
 from cmudrn.train.optimizer import USUAL_RATES, OptimizerName
 
@@ -72,7 +72,7 @@ class TrainRecipe:
 
     @classmethod
     def paper(cls, **changes: Any) -> TrainRecipe:
-        """The paper's: Adam, 1e-4 throughout, T = 3, the loss as printed; nothing of what we added."""
+        """The paper's: Adam, 1e-4 throughout, T = 3, alpha = 0.5, the loss as printed; nothing of ours."""
         recipe: dict[str, Any] = {
             "depths": (3,),
             "optimizer": OptimizerName.ADAM,
@@ -82,6 +82,7 @@ class TrainRecipe:
             "clip_norm": 0.0,
             "ema": 0.0,
             "identity_start": False,
+            "model": ModelConfig(stitches=PAPER_STITCHES),
             "loss": LossWeights.paper(),
         }
         return cls(**(recipe | changes))

@@ -35,9 +35,7 @@ Streaks = Annotated[
         show_default=False,
     ),
 ]
-StreakFiles = Annotated[
-    int, typer.Option(metavar="N", help="Of these, spread evenly: 7 MB of memory each.")
-]
+StreakFiles = Annotated[int, typer.Option(metavar="N", help="Of these, spread evenly: 7 MB of memory each.")]
 Validation = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Clean photographs to choose weights on.", show_default=False),
@@ -54,7 +52,8 @@ NetworkName = Annotated[
     str, typer.Option("--network", metavar="NAME", help="cmudrn, or a baseline: drn-rain, drn-snow.")
 ]
 Paper = Annotated[
-    bool, typer.Option("--paper", help="The paper's recipe: Adam, 1e-4, T = 3, the loss as printed.")
+    bool,
+    typer.Option("--paper", help="The paper's recipe: Adam, 1e-4, T = 3, alpha = 0.5, the loss as printed."),
 ]
 Steps = Annotated[int, typer.Option(metavar="N", help="Steps in all, those of a resumed run included.")]
 Scenes = Annotated[int, typer.Option(metavar="N", help="Scenes a step; each is seen rainy and snowy.")]
@@ -208,7 +207,7 @@ def make_recipe(
     """The recipe, ours or the paper's, with what the options change. Raises UsageError."""
     from dataclasses import replace
 
-    from cmudrn.model import ModelConfig
+    from cmudrn.model import PAPER_STITCHES, ModelConfig
     from cmudrn.train.losses import LossWeights
     from cmudrn.train.optimizer import USUAL_RATES, OptimizerName
     from cmudrn.train.recipe import Network, TrainRecipe
@@ -223,6 +222,8 @@ def make_recipe(
     model: dict[str, Any] = {"inter_loops": usual, "intra_loops": usual}
     if stitches is not None:
         model["stitches"] = parse_factors("stitches", stitches)
+    elif paper:
+        model["stitches"] = PAPER_STITCHES
     if optimizer is not None:
         changes["optimizer"] = one_of(OptimizerName, "--optimizer", optimizer)
         if not paper:

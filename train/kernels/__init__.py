@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from cmudrn.errors import EnvironmentMissing, UsageError
@@ -67,12 +70,14 @@ def compile_library(folder: Path) -> Path:
 
     Raises EnvironmentMissing without a C compiler, or with one that fails.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    told = shlex.split(os.environ.get("CC", ""))  # `ccache gcc` is two words
+    found = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
+    compiler = told or found[:1]
     fix = "install gcc, or train with --kernels torch"
-    if compiler is None:
+    if not compiler:
         raise EnvironmentMissing("no C compiler for the training's own kernels", fix=fix)
     key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
-    for part in (*FLAGS, *torch_openmp(), compiler, processor()):
+    for part in (*FLAGS, *torch_openmp(), *compiler, processor()):
         key.update(part.encode() + b"\0")
     library = folder / f"winograd-{key.hexdigest()[:16]}.so"
     if library.is_file():
@@ -82,7 +87,7 @@ def compile_library(folder: Path) -> Path:
         # A folder of its own, then a rename: two trainings may begin at once.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
-            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(made), *torch_openmp()]
+            command = [*compiler, *FLAGS, str(SOURCES[0]), "-o", str(made), *torch_openmp()]
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.replace(library)
     except (OSError, subprocess.CalledProcessError) as exc:
@@ -150,6 +155,7 @@ class _Convolve16(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight, y = ctx.saved_tensors
         to_y = last(to_outputs[0])
@@ -179,6 +185,7 @@ class _Blocks16(torch.autograd.Function):
         return kept[-1][1].permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, parameters, *kept = ctx.saved_tensors
         to_y, to_x = last(to_outputs[0]), torch.empty_like(x)
@@ -208,6 +215,17 @@ def addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
+def check_arguments(x: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Behind this tensors are bare addresses: another type or size would be read and written past its end."""
+    shapes = [(CHANNELS, CHANNELS, 3, 3), (CHANNELS,)] * (len(parameters) // 2)
+    if x.ndim != 4 or x.shape[1] != CHANNELS or [tuple(part.shape) for part in parameters] != shapes:
+        told = ", ".join(str(tuple(tensor.shape)) for tensor in (x, *parameters))
+        raise TypeError(f"the kernels take [N, 16, H, W] and pairs of [16, 16, 3, 3] and [16], not {told}")
+    for tensor in (x, *parameters):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise TypeError(f"the kernels take float32 on a CPU, not {tensor.dtype} on {tensor.device}")
+
+
 def listed(tensors: Sequence[Tensor]) -> Any:
     """Their addresses, as an array of C."""
     return (ctypes.c_void_p * len(tensors))(*addresses(*tensors))
@@ -222,7 +240,9 @@ def convolve16(x: Tensor, weight: Tensor, bias: Tensor, *, activated: bool = Fal
 
     x: [N, 16, H, W] float32 on the CPU, channels last or copied to it. weight: [16, 16, 3, 3]. bias: [16].
     Returns conv(x) + bias, or relu of it; shaped as x, channels last. It cannot be differentiated twice.
+    Raises TypeError for what is not this.
     """
+    check_arguments(x, [weight, bias])
     y: Tensor = _Convolve16.apply(x, weight, bias, RELU if activated else LINEAR)  # type: ignore[no-untyped-call]
     return y
 
@@ -232,8 +252,9 @@ def blocks16(x: Tensor, parameters: Sequence[Tensor], loops: int = 1) -> Tensor:
 
     x: [N, 16, H, W] float32 on the CPU, channels last or copied to it. Returns the same shape, channels last.
     parameters: of each block the weight [16, 16, 3, 3] and bias [16] of conv1, then those of conv2.
-    It cannot be differentiated twice.
+    It cannot be differentiated twice. Raises TypeError for what is not this.
     """
+    check_arguments(x, parameters)
     flat, kinds = torch.cat([part.flatten() for part in parameters]), len(parameters) // 4
     keep = torch.is_grad_enabled() and (x.requires_grad or flat.requires_grad)
     y: Tensor = _Blocks16.apply(x, flat, kinds, loops * kinds, keep)  # type: ignore[no-untyped-call]
@@ -315,9 +336,12 @@ def choose_kernels(asked: Kernels, *, device: str, bfloat16: bool) -> Kernels:
         )
     try:
         check_library()
-    except EnvironmentMissing:
+    except EnvironmentMissing as exc:
         if asked is Kernels.WINOGRAD:
             raise
+        logging.getLogger(__name__).warning(
+            "%s: PyTorch's convolutions take over, at half the speed", exc.what
+        )
         return Kernels.TORCH
     return Kernels.WINOGRAD
 
@@ -331,20 +355,24 @@ def check_library() -> None:
     load_library()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        blocks = [ResidualBlock(), ResidualBlock()]
-        x = torch.randn(4, CHANNELS, 9, 7, requires_grad=True)
+        blocks, conv = [ResidualBlock(), ResidualBlock()], nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        # More tiles than are taken together, and more images than threads as well as fewer.
+        images = [torch.randn(n, CHANNELS, 26, 21) for n in (torch.get_num_threads() + 1, 1)]
     parameters = [parameter for block in blocks for parameter in block.parameters()]
-    inputs, wanted, made = [x, *parameters], blocks[1](blocks[0](x)), blocks16(x, parameters)
-    for got, right in zip(
-        (made, *torch.autograd.grad(made.square().sum(), inputs)),
-        (wanted, *torch.autograd.grad(wanted.square().sum(), inputs)),
-        strict=True,
-    ):
-        if not (got - right).norm() < 1e-3 * right.norm():  # not `>`: NaN is wrong too
-            raise EnvironmentMissing(
-                "the training's own kernels, as compiled here, give wrong results",
-                fix="train with --kernels torch, and report compiler and processor",
-            )
+    for x in images:
+        x.requires_grad_()
+        pairs = [
+            (blocks16(x, parameters), blocks[1](blocks[0](x)), [x, *parameters]),
+            (convolve16(x, *conv.parameters()), conv(x), [x, *conv.parameters()]),
+        ]
+        for made, wanted, inputs in pairs:
+            ours, theirs = (torch.autograd.grad(y.square().sum(), inputs) for y in (made, wanted))
+            for got, right in zip((made, *ours), (wanted, *theirs), strict=True):
+                if not (got - right).norm() < 1e-3 * right.norm():  # not `>`: NaN is wrong too
+                    raise EnvironmentMissing(
+                        "the training's own kernels, as compiled here, give wrong results",
+                        fix="train with --kernels torch, and report compiler and processor",
+                    )
 
 
 def accelerate(model: nn.Module) -> None:

@@ -11,10 +11,12 @@
 
 #include "tiles.h"
 
+/* team: threads, here and in all that follows; what is called image by image has one. Left to OpenMP, a list in
+ * OMP_NUM_THREADS or nesting would decide, and sums have room for no more threads than were asked for. */
 static void convolve(const float *in, const Weights u, const float *bias, const float *skip, float *out, int n,
-                     int height, int width, int mode) {
+                     int height, int width, int mode, int team) {
     int tiles = tiles_along(height) * tiles_along(width), blocks = (tiles + BLOCK - 1) / BLOCK;
-#pragma omp parallel if (!omp_in_parallel())
+#pragma omp parallel num_threads(team)
     {
         Tiles v;
         memset(v, 0, sizeof v);
@@ -48,7 +50,7 @@ void cmudrn_forward(const float *x, const float *weights, const float *bias, flo
                     int mode) {
     Weights u;
     transform_weights(weights, 0, u);
-    convolve(x, u, bias, 0, y, n, height, width, mode);
+    convolve(x, u, bias, 0, y, n, height, width, mode, omp_get_max_threads());
 }
 
 /* `count` residual blocks, one after the other, of which `kinds` differ and take turns:
@@ -63,30 +65,31 @@ void cmudrn_blocks_forward(const float *x, const float *parameters, float *const
     Weights u[MOST_KINDS][2];
     transform_parameters(parameters, kinds, 0, u);
     long size = (long)height * width * C, all = n * size;
-#pragma omp parallel for schedule(static) if (n >= omp_get_max_threads())
-    for (int k = 0; k < n; k++) { /* the parallel regions inside run on one thread then */
+    int threads = omp_get_max_threads(), by_image = n >= threads, team = by_image ? 1 : threads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (by_image)
+    for (int k = 0; k < n; k++) {
         const float *in = x + k * size;
         for (int b = 0; b < count; b++) {
             const float *bias1 = parameters + b % kinds * 2L * ONE + C * C * 9, *bias2 = bias1 + ONE;
             float *inside = kept[b] + k * size, *y = inside + all;
-            convolve(in, u[b % kinds][0], bias1, 0, inside, 1, height, width, RELU);
-            convolve(inside, u[b % kinds][1], bias2, in, y, 1, height, width, RESIDUAL);
+            convolve(in, u[b % kinds][0], bias1, 0, inside, 1, height, width, RELU, team);
+            convolve(inside, u[b % kinds][1], bias2, in, y, 1, height, width, RESIDUAL, team);
             in = y;
         }
     }
 }
 
 /* Through y = relu(z): inner = to_y where y is positive; y's shape. */
-static void through_relu(const float *y, const float *to_y, float *inner, long pixels) {
-#pragma omp parallel for schedule(static) if (!omp_in_parallel())
+static void through_relu(const float *y, const float *to_y, float *inner, long pixels, int team) {
+#pragma omp parallel for schedule(static) num_threads(team)
     for (long i = 0; i < pixels * HALVES; i++)
         store(inner + i * LANES, where_positive(load(to_y + i * LANES), load(y + i * LANES)));
 }
 
 /* Through y = relu(relu(z) + skip): to_skip, and inner, the gradient of z. */
 static void through_sum(const float *y, const float *skip, const float *to_y, float *inner, float *to_skip,
-                        long pixels) {
-#pragma omp parallel for schedule(static) if (!omp_in_parallel())
+                        long pixels, int team) {
+#pragma omp parallel for schedule(static) num_threads(team)
     for (long i = 0; i < pixels * HALVES; i++) {
         vec value = load(y + i * LANES), g = where_positive(load(to_y + i * LANES), value);
         store(to_skip + i * LANES, g);
@@ -99,9 +102,10 @@ static void through_sum(const float *y, const float *skip, const float *to_y, fl
 
 /* Adds what the parameters of conv(x) + b get, given inner, its gradient, to sums: SUMS floats, and as many for
  * every further thread, each `apart` floats from the one before. */
-static void sum_gradients(const float *x, const float *inner, float *sums, long apart, int n, int height, int width) {
+static void sum_gradients(const float *x, const float *inner, float *sums, long apart, int n, int height, int width,
+                          int team) {
     int tiles = tiles_along(height) * tiles_along(width), blocks = (tiles + BLOCK - 1) / BLOCK;
-#pragma omp parallel if (!omp_in_parallel())
+#pragma omp parallel num_threads(team)
     {
         float *own = sums + omp_get_thread_num() * apart, *bias = own + OF_WEIGHTS;
         float(*u)[C][C] = (float(*)[C][C])own;
@@ -165,27 +169,28 @@ void cmudrn_backward(const float *x, const float *weights, const float *y, const
     int threads = omp_get_max_threads();
     float *sums = align(scratch), *room = sums + threads * SUMS;
     const float *inner = mode == LINEAR ? to_y : room;
-    if (mode == RELU) through_relu(y, to_y, room, (long)n * height * width);
+    if (mode == RELU) through_relu(y, to_y, room, (long)n * height * width, threads);
     if (to_x) {
         Weights u;
         transform_weights(weights, 1, u);
-        convolve(inner, u, 0, 0, to_x, n, height, width, LINEAR);
+        convolve(inner, u, 0, 0, to_x, n, height, width, LINEAR, threads);
     }
     memset(sums, 0, sizeof(float) * threads * SUMS);
-    sum_gradients(x, inner, sums, SUMS, n, height, width);
+    sum_gradients(x, inner, sums, SUMS, n, height, width, threads);
     finish_gradients(sums, SUMS, threads, to_weights, to_bias);
 }
 
 /* Gradients of cmudrn_blocks_forward, given to_y and what it kept. to_parameters: ordered as parameters. */
 void cmudrn_blocks_backward(const float *x, const float *parameters, float *const *kept, const float *to_y, float *to_x,
                             float *to_parameters, float *scratch, int kinds, int count, int n, int height, int width) {
-    int threads = omp_get_max_threads(), by_image = n >= threads, parts = by_image ? n : threads;
+    int threads = omp_get_max_threads(), by_image = n >= threads, team = by_image ? 1 : threads;
+    int parts = by_image ? n : threads;
     long size = (long)height * width * C, all = n * size, apart = 2 * kinds * SUMS;
     Weights u[MOST_KINDS][2];
     transform_parameters(parameters, kinds, 1, u);
     float *sums = align(scratch), *planes = sums + parts * apart;
     memset(sums, 0, sizeof(float) * parts * apart);
-#pragma omp parallel for schedule(static) if (by_image)
+#pragma omp parallel for schedule(static) num_threads(threads) if (by_image)
     for (int k = 0; k < n; k++) {
         /* Of each image a sum of its own, added in order below: the number of threads doesn't show. */
         float *own = sums + (by_image ? k * apart : 0), *to_xk = to_x + k * size;
@@ -194,11 +199,12 @@ void cmudrn_blocks_backward(const float *x, const float *parameters, float *cons
             const float *inside = kept[b] + k * size, *y = inside + all;
             const float *in = b ? kept[b - 1] + all + k * size : x + k * size;
             float *own1 = own + b % kinds * 2 * SUMS, *own2 = own1 + SUMS;
-            through_sum(y, in, b == count - 1 ? to_y + k * size : to_xk, inner2, to_xk, size / C);
-            sum_gradients(inside, inner2, own2, apart, 1, height, width);
-            convolve(inner2, u[b % kinds][1], 0, inside, inner1, 1, height, width, MASK);
-            sum_gradients(in, inner1, own1, apart, 1, height, width);
-            convolve(inner1, u[b % kinds][0], 0, to_xk, to_xk, 1, height, width, ADD);
+            through_sum(y, in, b == count - 1 ? to_y + k * size : to_xk, inner2, to_xk, size / C,
+                        team);
+            sum_gradients(inside, inner2, own2, apart, 1, height, width, team);
+            convolve(inner2, u[b % kinds][1], 0, inside, inner1, 1, height, width, MASK, team);
+            sum_gradients(in, inner1, own1, apart, 1, height, width, team);
+            convolve(inner1, u[b % kinds][0], 0, to_xk, to_xk, 1, height, width, ADD, team);
         }
     }
     for (int i = 0; i < 2 * kinds; i++) {

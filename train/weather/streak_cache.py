@@ -10,6 +10,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +38,10 @@ def recall(make: Callable[[], Cut], *parts: bytes) -> Cut:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, durable=False) as whole:
-            np.savez_compressed(
-                whole,
-                **{f"{i}-{j}": layer for i, turned in enumerate(made) for j, layer in enumerate(turned)},
-            )
+            arrays: dict[str, Any] = {
+                f"{i}-{j}": layer for i, turned in enumerate(made) for j, layer in enumerate(turned)
+            }
+            np.savez_compressed(whole, **arrays)
     except OSError:
         pass  # a full disk or a home that is read-only: the next run cuts again
     return made
