@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def command(evaluation_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_finished_row_is_not_run_again_and_the_table_stands_in_two_forms(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = Path(command[-1])
+    out = Path(command[-1]) / "table"
     assert main(command) == 0
     first = (out / "table.csv").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in out.rglob("scores.json")}
@@ -81,6 +82,7 @@ def test_a_finished_row_is_not_run_again_and_the_table_stands_in_two_forms(
     assert baseline["snow_psnr_db"] == ""  # it never sees snow
     assert "| full |" in (out / "table.md").read_text()
     assert "25.82" in (out / "table.md").read_text()
+    assert "soap at 0.005, seed 0" in (out / "table.md").read_text()
 
 
 def test_rows_of_another_budget_are_not_mixed_in(
@@ -90,8 +92,13 @@ def test_rows_of_another_budget_are_not_mixed_in(
     again = [*command, "--scenes", "2"]
     assert main(again) == 2
     assert "begun with scenes = 1, not 2" in capsys.readouterr().err
+    assert main([*command, "--optimizer", "adam"]) == 2
+    assert "begun with optimizer = soap, not adam" in capsys.readouterr().err
+    first = Path(command[-1]) / "table" / "full"
+    shutil.rmtree(first)
     assert main([*command, "--steps", "3"]) == 2  # finished rows
     assert "begun with steps = 2, not 3" in capsys.readouterr().err
+    assert not first.exists()  # found before the first row is trained
     for done in Path(command[-1]).rglob("scores.json"):
         done.unlink()
     assert main([*command, "--steps", "3"]) == 2  # rows that were interrupted

@@ -231,6 +231,10 @@ def test_the_rate_warms_up_and_falls_to_its_last_value_or_stays() -> None:
     assert learning_rate(recipe, 1000) == pytest.approx(1e-5)
     constant = replace(recipe, schedule=Schedule.CONSTANT)
     assert learning_rate(constant, 1000) == pytest.approx(1e-3)
+    short = replace(recipe, steps=40)
+    assert learning_rate(short, 10) == pytest.approx(1e-3)  # after a quarter of its steps
+    low = replace(recipe, learning_rate=1e-6)
+    assert max(learning_rate(low, step) for step in range(1000)) == 1e-6
 
 
 @pytest.mark.parametrize(

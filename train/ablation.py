@@ -15,13 +15,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cmudrn.errors import UsageError
 from cmudrn.files import replacing
 from cmudrn.model import ModelConfig
 from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Trainer
 from cmudrn.train.recipe import Network, TrainRecipe
-from cmudrn.train.run_state import first_difference, read_state
+from cmudrn.train.run_state import STATE_NAME, first_difference, read_state
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 from cmudrn.train.validation import Scores, score_network
 
@@ -43,6 +45,10 @@ class Row:
     name: str
     recipe: TrainRecipe
     paper: Mapping[str, float] | None = None  # the paper's figures at T = 3: psnr and ssim, rain and snow
+
+    def place(self, folder: Path) -> Path:
+        """Its run's folder, below the grid's."""
+        return folder / self.name.replace(" ", "-").replace(",", "").replace("@", "-")
 
 
 @dataclass(frozen=True)
@@ -125,12 +131,14 @@ def run_ablation(
     """Trains row after row and yields each with its scores on the fixed scenes.
 
     tell: gets the row's name, its step and the steps a second, every 50 steps.
+    Raises UsageError, before the first row, where one was begun on other terms.
     """
     for row in rows:
-        place = folder / row.name.replace(" ", "-").replace(",", "").replace("@", "-")
+        check_terms(row.place(folder), row.recipe, provenance)
+    for row in rows:
+        place = row.place(folder)
         done = place / "scores.json"
         trainer = Trainer(row.recipe, place, provenance, kernels=kernels)
-        check_budget(place, trainer)
         if not done.is_file():
             trainer.resume()
             for progress in trainer.run(scenes, workers=workers, report_every=50, save_every=200):
@@ -144,12 +152,12 @@ def run_ablation(
         yield Ablation(row.name, rain, snow, row.paper)
 
 
-def check_budget(place: Path, trainer: Trainer) -> None:
+def check_terms(place: Path, recipe: TrainRecipe, provenance: Mapping[str, Any]) -> None:
     """Raises UsageError where a row was begun with another recipe, number of steps, or data.
 
     Equal terms are the point of a table: here not even the steps may differ.
     """
-    done, state = place / "scores.json", read_state(trainer.state_file, trainer.fabric.device)
+    done, state = place / "scores.json", read_state(place / STATE_NAME, torch.device("cpu"))
     if done.is_file():
         kept = json.loads(done.read_bytes())
         begun = {**kept["recipe"], "data": kept["data"]}
@@ -157,7 +165,7 @@ def check_budget(place: Path, trainer: Trainer) -> None:
         begun = {**state["recipe"], "data": state["provenance"]}
     else:
         return
-    now = {**trainer.recipe.to_json(), "data": trainer.provenance}
+    now = {**recipe.to_json(), "data": provenance}
     changed = first_difference(begun, dict.fromkeys(begun) | now)  # nor may anything be missing
     if changed:
         raise UsageError(
@@ -166,7 +174,9 @@ def check_budget(place: Path, trainer: Trainer) -> None:
         )
 
 
-def write_table(results: list[Ablation], base: TrainRecipe, folder: Path) -> None:
+def write_table(
+    results: list[Ablation], base: TrainRecipe, provenance: Mapping[str, Any], folder: Path
+) -> None:
     """`table.md` and `table.csv`: ours, at this budget, beside the paper's own where it has them.
 
     The paper's are of other images: only differences between its rows can be compared with ours.
@@ -177,7 +187,12 @@ def write_table(results: list[Ablation], base: TrainRecipe, folder: Path) -> Non
     table.writerow(["row", *names, *(f"paper_{name}" for name in names)])
     lines = [
         f"T = {base.model.inter_loops}, {base.steps} steps of {base.scenes} scenes of "
-        f"{base.crop_px}x{base.crop_px}, seed {base.seed}; the paper: T = 3, CSD, its own rain.",
+        f"{base.crop_px}x{base.crop_px}, {base.optimizer.value} at {base.learning_rate:g}, seed {base.seed}; "
+        "the paper: T = 3, CSD, its own rain.",
+        "",
+        f"Trained on {provenance['photos']} photographs, SHA-256 {provenance['photos_sha256'][:16]}, and "
+        f"{provenance['streak_files']} streak files; scored on photographs "
+        f"{provenance['validation_sha256'][:16]}.",
         "",
         "| row | rain, dB | SSIM | snow, dB | SSIM | paper: rain | SSIM | snow | SSIM |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The training loop: a depth and a batch a step, Adam, a running average of the weights, one folder a run."""
+"""The training loop: a depth and a batch a step, a running average of the weights, one folder a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cmudrn.train.losses import LossTerms, Reduction, restoration_loss
 from cmudrn.train.optimizer import build_optimizer
 from cmudrn.train.passes import build_passes
 from cmudrn.train.recipe import Network, Schedule, TrainRecipe
-from cmudrn.train.run_state import check_same_run, read_state, saving
+from cmudrn.train.run_state import STATE_NAME, check_same_run, read_state, saving
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 
 __all__ = ["Progress", "Trainer", "draw_depth", "learning_rate"]
@@ -43,14 +43,18 @@ class Progress:
 
 
 def learning_rate(recipe: TrainRecipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to the final rate at the last step, or no change."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    if recipe.schedule is Schedule.CONSTANT:
+    """Linear warm-up, then a cosine down to the final rate at the last step, or no change.
+
+    A short run warms up for a quarter of its steps at most.
+    """
+    warmup_steps, final_rate = min(recipe.warmup_steps, recipe.steps // 4), recipe.final_rate
+    if step < warmup_steps:
+        return recipe.learning_rate * (step + 1) / warmup_steps
+    if recipe.schedule is Schedule.CONSTANT or recipe.learning_rate < final_rate:
         return recipe.learning_rate
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    span = recipe.learning_rate - recipe.final_rate
-    return float(recipe.final_rate + span * 0.5 * (1 + np.cos(np.pi * min(1.0, done))))
+    done = (step - warmup_steps) / max(1, recipe.steps - warmup_steps)
+    span = recipe.learning_rate - final_rate
+    return float(final_rate + span * 0.5 * (1 + np.cos(np.pi * min(1.0, done))))
 
 
 def draw_depth(recipe: TrainRecipe, step: int) -> int:
@@ -89,7 +93,7 @@ class Trainer:
 
     @property
     def state_file(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / STATE_NAME
 
     def start_from(self, checkpoint: Checkpoint, name: str) -> None:
         """Takes weights instead of drawn ones, and says so in its own checkpoints.

@@ -59,11 +59,13 @@ class TrainRecipe:
                 raise UsageError(f"{name} = {getattr(self, name)}", fix="give 1 or more")
         if self.seed < 0:
             raise UsageError(f"seed = {self.seed}", fix="give 0 or more")
+        if self.float32_steps < 0:
+            raise UsageError(f"float32_steps = {self.float32_steps}", fix="give 0 or more")
         if self.crop_px < 16:
             raise UsageError(
                 f"crop_px = {self.crop_px}", fix="give 16 or more: SSIM's window is 11 pixels wide"
             )
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"learning_rate = {self.learning_rate}", fix="give a positive rate such as 1e-3")
         if not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths):
             raise UsageError(f"depths = {self.depths}", fix="give loop counts of 1 or more, each once")

@@ -12,7 +12,9 @@ import torch
 
 from cmudrn.errors import CheckpointError, TrainingError, UsageError
 
-__all__ = ["check_same_run", "first_difference", "read_state", "saving"]
+__all__ = ["STATE_NAME", "check_same_run", "first_difference", "read_state", "saving"]
+
+STATE_NAME = "state.pt"  # in a run's folder
 
 # What may differ when a run is resumed: where it ends.
 ENDS = ("steps", "float32_steps")

@@ -11,6 +11,7 @@ from cmudrn.cli.train import (
     BFloat16,
     Crop,
     KernelsName,
+    OptimizerChoice,
     Scenes,
     Seed,
     Stitches,
@@ -28,7 +29,9 @@ Validation = Annotated[Path, typer.Option(metavar="DIR", help="Clean photographs
 GridName = Annotated[
     str, typer.Option("--grid", metavar="NAME", help="table (the paper's Table I), alpha, or points.")
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Runs and table; gone on with.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Runs and table go to DIR/GRID; gone on with.")
+]
 RowSteps = Annotated[int, typer.Option("--steps", metavar="N", help="Steps of each row.")]
 RowLoops = Annotated[int, typer.Option("--loops", metavar="N", help="T of every row; the paper has 3.")]
 
@@ -50,6 +53,7 @@ def ablate(
     scenes: Scenes = 8,
     crop: Crop = 48,
     stitches: Stitches = None,
+    optimizer: OptimizerChoice = None,
     bfloat16: BFloat16 = False,
     kernels: KernelsName = "auto",
     workers: Workers = 1,
@@ -65,28 +69,33 @@ def ablate(
     from cmudrn.train.ablation import Grid, rows_of, run_ablation, write_table
     from cmudrn.train.data import Data, open_data
     from cmudrn.train.kernels import Kernels
+    from cmudrn.train.optimizer import USUAL_RATES, OptimizerName, build_optimizer
     from cmudrn.train.recipe import TrainRecipe
     from cmudrn.train.scenes import SceneSteps
     from cmudrn.train.session import Pace
 
     pace = Pace(workers=workers)
     rows_asked, convolutions = one_of(Grid, "--grid", grid), one_of(Kernels, "--kernels", kernels)
+    chosen_optimizer = one_of(OptimizerName, "--optimizer", optimizer or OptimizerName.SOAP.value)
     chosen = {} if stitches is None else {"stitches": parse_factors("stitches", stitches)}
     base = TrainRecipe(
         steps=steps,
         scenes=scenes,
         crop_px=crop,
         depths=(loops,),
+        optimizer=chosen_optimizer,
+        learning_rate=USUAL_RATES[chosen_optimizer],
         ema=0.99,  # a thousand steps are too few for a longer memory
-        warmup_steps=min(50, steps // 2),
+        warmup_steps=50,
         bfloat16=bfloat16,
         float32_steps=steps // 10,
         seed=seed,
         model=ModelConfig(inter_loops=loops, intra_loops=loops, **chosen),
     )
+    build_optimizer(base.optimizer, torch.nn.Linear(1, 1), base.learning_rate)  # missing? said now
     if threads:
         torch.set_num_threads(threads)
-    rows = rows_of(rows_asked, base)
+    rows, folder = rows_of(rows_asked, base), out / rows_asked.value
     data = Data(photos=tuple(photos), streaks=streaks, validation=validation, max_streak_files=streak_files)
     opened = open_data(data, crop)
     assert opened.fixed is not None
@@ -94,7 +103,7 @@ def ablate(
     results = []
     for result in run_ablation(
         rows,
-        out,
+        folder,
         drawn,
         opened.fixed,
         opened.provenance,
@@ -103,9 +112,9 @@ def ablate(
         tell=tell,
     ):
         results.append(result)
-        write_table(results, base, out)
+        write_table(results, base, opened.provenance, folder)
         typer.echo(f"{result.name}: {', '.join(shown(result.rain, result.snow))}")
-    typer.echo(f"{out / 'table.md'}, {out / 'table.csv'}")
+    typer.echo(f"{folder / 'table.md'}, {folder / 'table.csv'}")
 
 
 def tell(row: str, step: int, steps_per_s: float) -> None:

@@ -74,7 +74,11 @@ DefaultLoops = Annotated[
 ]
 Stitches = Annotated[
     str | None,
-    typer.Option(metavar="POINT=ALPHA,...", help="Cross-stitches: stem, block1, block2, body. '' for none."),
+    typer.Option(
+        metavar="POINT=ALPHA,...",
+        help="Cross-stitches at stem, block1, block2, body; '' for none [default: stem=0.9,body=0.9].",
+        show_default=False,
+    ),
 ]
 Loss = Annotated[
     str,
@@ -216,7 +220,7 @@ def make_recipe(
     if loops is not None:
         changes["depths"] = parse_depths(loops)
     depths = changes.get("depths", TrainRecipe.paper().depths if paper else TrainRecipe().depths)
-    usual = default_loops or (3 if 3 in depths else max(depths))
+    usual = (3 if 3 in depths else max(depths)) if default_loops is None else default_loops
     if usual not in depths:
         raise UsageError(f"--default-loops {usual}", fix=f"give one of those trained: {depths}")
     model: dict[str, Any] = {"inter_loops": usual, "intra_loops": usual}

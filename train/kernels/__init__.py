@@ -155,7 +155,7 @@ class _Convolve16(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight, y = ctx.saved_tensors
         to_y = last(to_outputs[0])
@@ -185,7 +185,7 @@ class _Blocks16(torch.autograd.Function):
         return kept[-1][1].permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, parameters, *kept = ctx.saved_tensors
         to_y, to_x = last(to_outputs[0]), torch.empty_like(x)
