@@ -81,6 +81,18 @@ def test_the_usual_depth_is_one_that_was_trained(depths: str, usual: int) -> Non
     assert recipe.model.inter_loops == recipe.model.intra_loops == usual
 
 
+def test_the_run_says_what_it_is_trained_on_and_the_checkpoint_keeps_it(
+    evaluation_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("input", "target"):
+        shutil.copytree(evaluation_data / "bsds500" / "val", tmp_path / "mine" / folder)
+    command = ["train", "--pairs", f"rain:{tmp_path / 'mine'}", "-o", str(tmp_path / "run"), "--steps", "1"]
+    assert main([*command, *("--scenes", "1", "--crop", "24", "--loops", "1", "--workers", "0")]) == 0
+    assert "pairs layout in mine, train: 2 pairs (rain)" in capsys.readouterr().out
+    (kept,) = read_checkpoint(tmp_path / "run" / "weights.safetensors").training["pairs"]
+    assert (kept["layout"], kept["split"], kept["count"], len(kept["sha256"])) == ("pairs", "train", 2, 64)
+
+
 def test_plain_lines_tell_losses_speed_and_time_left(
     evaluation_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from cmudrn.train.layouts import find_pairs, refuse_pairs
 from cmudrn.train.paired_scenes import PairedScenes, PairFiles, check_pairs
 from cmudrn.train.pairs import PairedSet, Split, Weather
 from cmudrn.train.photos import PhotoSet, find_photos
-from cmudrn.train.scenes import PhotoScenes, SceneBatch, SceneSource, SceneSteps
+from cmudrn.train.scenes import SCENES_VERSION, PhotoScenes, SceneBatch, SceneSource, SceneSteps
 from cmudrn.train.skies import ProceduralRain, ProceduralSnow, Sky, load_streak_rains, training_files
 
 __all__ = ["Data", "OpenedData", "open_data", "parse_pairs"]
@@ -94,6 +94,7 @@ def open_data(data: Data, crop_px: int) -> OpenedData:
         sources.append(PairedScenes(pairs, others=others, crop_px=crop_px))
     provenance: dict[str, Any] = {
         "code_version": __version__,
+        "scenes_version": SCENES_VERSION,
         "photos": len(photos.photos),
         "photos_sha256": photos.sha256,
         "streak_files": len(files),

@@ -74,7 +74,10 @@ class TrainRecipe:
 
     @classmethod
     def paper(cls, **changes: Any) -> TrainRecipe:
-        """The paper's: Adam, 1e-4 throughout, T = 3, alpha = 0.5, the loss as printed; nothing of ours."""
+        """The paper's: Adam, 1e-4 throughout, T = 3, alpha = 0.5, the loss as printed.
+
+        How scenes are drawn is not part of a recipe: crops, weather and camera stay ours.
+        """
         recipe: dict[str, Any] = {
             "depths": (3,),
             "optimizer": OptimizerName.ADAM,

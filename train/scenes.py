@@ -20,7 +20,16 @@ from cmudrn.train.photos import PhotoSet, draw_camera
 from cmudrn.train.skies import Sky
 from cmudrn.train.weather.weathered import Image
 
-__all__ = ["PhotoScenes", "Scene", "SceneBatch", "SceneSource", "SceneSteps", "draw_scale", "draw_severity"]
+__all__ = [
+    "SCENES_VERSION",
+    "PhotoScenes",
+    "Scene",
+    "SceneBatch",
+    "SceneSource",
+    "SceneSteps",
+    "draw_scale",
+    "draw_severity",
+]
 
 
 class Scene(NamedTuple):
@@ -57,6 +66,11 @@ class SceneSource(Protocol):
         """One scene by chance; equal state, equal bytes. Runs in forked workers: no libvips."""
 
 
+# How scenes are drawn, for checkpoints to tell: one more whenever a chance or a range below, a sky's or the
+# camera's changes. 2: a third light, by its logarithm; a tenth none; scales up to 8.
+SCENES_VERSION = 2
+
+
 def draw_severity(rng: np.random.Generator) -> float:
     """None to heavy: a model that saw only heavy weather spoils light weather, and clean photographs."""
     kind = rng.random()
@@ -68,8 +82,15 @@ def draw_severity(rng: np.random.Generator) -> float:
 
 
 def draw_scale(rng: np.random.Generator) -> float:
-    """Of streaks and flakes: photographs have 300 to 4000 pixels, seen through wide and long lenses."""
-    return 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(np.log(0.7), np.log(3.0))))
+    """Of streaks and flakes: photographs have 300 to 4000 pixels, seen through wide and long lenses.
+
+    Few are large: to a network that sees 45 pixels to each side, a flake of 60 is a wall.
+    """
+    kind = rng.random()
+    if kind < 0.5:
+        return 1.0
+    smallest, largest = (0.7, 3.0) if kind < 0.9 else (3.0, 8.0)
+    return float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
 
 
 class PhotoScenes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +43,10 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __exit__(self, *exc_info: object) -> None:
         self.bar.stop()
 
-    def begin(self, out: Path, kernels: str) -> None:
-        """Says where the run stands, and whose convolutions it uses."""
+    def begin(self, out: Path, kernels: str, data: Sequence[str]) -> None:
+        """Says where the run stands, whose convolutions it uses, and line by line what it is trained on."""
+        for line in data:
+            self.console.print(line)
         how = "resumed at" if self.begun else "begins at"
         self.console.print(f"{out}: {how} step {self.begun} of {self.steps}, kernels: {kernels}")
 

@@ -192,7 +192,9 @@ def train(
     pace = Pace(workers=workers)
     session = open_session(recipe, out, data, fabric=fabric, start_from=start_from, kernels=convolutions)
     with TrainingProgress(session.trainer.step, steps, shown=fabric.is_global_zero) as progress:
-        progress.begin(out, session.trainer.kernels.value)
+        told = session.trainer.provenance
+        clean = f"{told['photos']} photographs, {told['streak_files']} streak files"
+        progress.begin(out, session.trainer.kernels.value, [clean, *(found.describe() for found in paired)])
         session.train(pace, progress.tell)
         progress.end(out)
 
