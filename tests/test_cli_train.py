@@ -210,9 +210,12 @@ def test_two_processes_train_what_one_does(evaluation_data: Path, tmp_path: Path
         np.testing.assert_allclose(two.tensors[name], tensor, atol=1e-5, err_msg=name)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on_from_there(evaluation_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [1, 2])  # of two processes the first alone gets the signal
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(
+    devices: int, evaluation_data: Path, tmp_path: Path
+) -> None:
     command = train_command(evaluation_data, tmp_path / "run", steps=100_000)
-    process = start(command)
+    process = start([*command, "--devices", str(devices)])
     assert process.stdout
     while not (line := process.stdout.readline()).startswith("step "):
         assert line, process.communicate()

@@ -247,6 +247,13 @@ class Trainer:
             raise
         self.save()
 
+    def any_was_told_to_stop(self, interruption: Interruption) -> bool:
+        """All processes stop after the same step, whichever got the signal: one alone would wait for ever."""
+        if self.fabric.world_size == 1:
+            return interruption.came
+        came = torch.tensor(float(interruption.came), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(came, reduce_op="max"))
+
     def steps(
         self, loader: Iterable[SceneBatch], interruption: Interruption, *, report_every: int, save_every: int
     ) -> Iterator[Progress]:
@@ -261,7 +268,7 @@ class Trainer:
                 yield Progress(self.step, *mean, rate, summed / (time.perf_counter() - since))
                 losses.zero_()
                 summed, since = 0, time.perf_counter()
-            if interruption.came:
+            if self.any_was_told_to_stop(interruption):
                 raise KeyboardInterrupt
             if self.step % save_every == 0:
                 self.save()
