@@ -222,6 +222,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert said.count("cmudrn: interrupted") == 1
     assert "Traceback" not in said
     reached = read_checkpoint(tmp_path / "run" / "weights.safetensors").training["steps"]
     assert reached >= int(line.removeprefix("step ").split(":")[0])

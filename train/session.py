@@ -21,6 +21,8 @@ from cmudrn.train.scenes import SceneBatch, SceneSteps
 
 __all__ = ["Pace", "Session", "open_fabric", "open_session"]
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -48,10 +50,13 @@ class Session:
         """Trains to the end; `tell` gets each Progress and, after validation, the scores at each depth."""
         trainer = self.trainer
         if not trainer.fabric.is_global_zero:
-            for _ in trainer.run(
-                self.scenes, workers=pace.workers, report_every=pace.report, save_every=pace.save
-            ):
-                pass
+            try:
+                for _ in trainer.run(
+                    self.scenes, workers=pace.workers, report_every=pace.report, save_every=pace.save
+                ):
+                    pass
+            except KeyboardInterrupt:
+                raise SystemExit(INTERRUPTED) from None  # in silence: the first process speaks for all
             return
         with Monitor(trainer, self.fixed) as monitor:
             due = trainer.step + pace.validate
