@@ -191,7 +191,10 @@ def test_what_would_be_read_past_its_end_is_refused(x: Tensor, said: str) -> Non
     with pytest.raises(TypeError, match=said):
         blocks16(x, list(block.parameters()))
     with pytest.raises(TypeError, match="pairs of"):
-        blocks16(torch.zeros(1, 16, 8, 8), [block.conv1.weight[:3], torch.zeros(3)])
+        convolve16(torch.zeros(1, 16, 8, 8), block.conv1.weight[:3], torch.zeros(3))
+    for number, loops in ((3, 1), (0, 1), (1, 0)):
+        with pytest.raises(TypeError, match="one or two blocks"):
+            blocks16(torch.zeros(1, 16, 8, 8), list(block.parameters()) * number, loops)
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -254,6 +254,11 @@ def blocks16(x: Tensor, parameters: Sequence[Tensor], loops: int = 1) -> Tensor:
     parameters: of each block the weight [16, 16, 3, 3] and bias [16] of conv1, then those of conv2.
     It cannot be differentiated twice. Raises TypeError for what is not this.
     """
+    if len(parameters) not in (4, 8) or loops < 1:
+        raise TypeError(
+            f"the kernels take one or two blocks of 4 parameters, once or more often, not {loops}"
+            f" times {len(parameters)} parameters"
+        )
     check_arguments(x, parameters)
     flat, kinds = torch.cat([part.flatten() for part in parameters]), len(parameters) // 4
     keep = torch.is_grad_enabled() and (x.requires_grad or flat.requires_grad)
