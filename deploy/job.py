@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_OVERLAP_PX", "Existing", "InferJob"]
 
 # By loops: the smallest with PSNR >= 60 dB against the whole image, for the default weights
 # (benchmarks/overlap.py), and never less than at fewer loops.
-DEFAULT_OVERLAP_PX: Mapping[int, int] = {1: 6, 2: 9, 3: 13, 4: 15, 5: 16, 6: 16, 7: 16}
+DEFAULT_OVERLAP_PX: Mapping[int, int] = {1: 6, 2: 13, 3: 17, 4: 26, 5: 30, 6: 34, 7: 39}
 MOST_AT_ONCE = 1024  # tiles or threads: more are a slip of the hand, and end in the middle of a library
 
 
