@@ -43,7 +43,9 @@ def main() -> None:
     unharmed = [labelled(trail, "no weather"), labelled(restore(trail), f"up to {left} grey levels"), trail]
     rows = [
         strip("Heavy rain over fine detail: streaks become smears", heavy_streaks(otters, data), otters),
-        strip("Near flakes, wider than what the network sees: grey patches stay", near_flakes(street), street),
+        strip(
+            "Near flakes, wider than what the network sees: grey patches stay", near_flakes(street), street
+        ),
         strip("A cloudburst at 1/30 s: haze and streaks go, smears stay", cloudburst(periwinkle), periwinkle),
         row("No weather: bright thin lines are touched all the same", unharmed),
     ]
