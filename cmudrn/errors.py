@@ -14,6 +14,7 @@ CmudrnError
 from __future__ import annotations
 
 __all__ = [
+    "INTERRUPTED",
     "CheckpointError",
     "CmudrnError",
     "EnvironmentMissing",
@@ -22,6 +23,9 @@ __all__ = [
     "TrainingError",
     "UsageError",
 ]
+
+
+INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells have it
 
 
 class CmudrnError(Exception):

@@ -12,15 +12,14 @@ import numpy as np
 import pyvips
 
 from cmudrn.train.photos import to_pixels
+from cmudrn.train.protocols import EvaluationData
 from cmudrn.train.weather.snow import draw_snow, render_snow
 from cmudrn.train.weather.streaks import (
     SLANTED,
     STRAIGHT,
     StreakDatabase,
     StreakParams,
-    is_held_out,
     render_streaks,
-    streak_files,
 )
 
 RAINY = ("3ce3a6_casa-mila", "630fbf_beacon-street-sunset", "b03981_oakland-zoo-otters")
@@ -32,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
     data: Path = parser.parse_args().data
-    files = [file for file in streak_files(data / "garg06_streaks") if is_held_out(file)][::4]
+    files = EvaluationData(data).held_out_streaks()[::2]
     rains = [StreakDatabase.load(files, recipe) for recipe in (STRAIGHT, SLANTED)]
     rng = np.random.default_rng(7)
     target = Path(__file__).parent / "weather"

@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from cmudrn.checkpoint import read_checkpoint
-from cmudrn.errors import UsageError
+from cmudrn.errors import INTERRUPTED, UsageError
 from cmudrn.train.data import Data, open_data
 from cmudrn.train.kernels import Kernels
 from cmudrn.train.loop import Progress, Trainer
@@ -20,8 +20,6 @@ from cmudrn.train.run_state import check_same_run, read_state
 from cmudrn.train.scenes import SceneBatch, SceneSteps
 
 __all__ = ["Pace", "Session", "open_fabric", "open_session"]
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @dataclass(frozen=True, kw_only=True)

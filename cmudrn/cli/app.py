@@ -10,11 +10,10 @@ import typer
 
 from cmudrn import __version__
 from cmudrn.cli import ablate, deploy, evaluate, synthesize, train
-from cmudrn.errors import CmudrnError
+from cmudrn.errors import INTERRUPTED, CmudrnError
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # Typer has its own click since 0.20 and exports only some of its errors; this is the base of them all.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 

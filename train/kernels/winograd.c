@@ -199,8 +199,7 @@ void cmudrn_blocks_backward(const float *x, const float *parameters, float *cons
             const float *inside = kept[b] + k * size, *y = inside + all;
             const float *in = b ? kept[b - 1] + all + k * size : x + k * size;
             float *own1 = own + b % kinds * 2 * SUMS, *own2 = own1 + SUMS;
-            through_sum(y, in, b == count - 1 ? to_y + k * size : to_xk, inner2, to_xk, size / C,
-                        team);
+            through_sum(y, in, b == count - 1 ? to_y + k * size : to_xk, inner2, to_xk, size / C, team);
             sum_gradients(inside, inner2, own2, apart, 1, height, width, team);
             convolve(inner2, u[b % kinds][1], 0, inside, inner1, 1, height, width, MASK, team);
             sum_gradients(in, inner1, own1, apart, 1, height, width, team);
