@@ -240,8 +240,8 @@ def test_the_rate_warms_up_and_falls_to_its_last_value_or_stays() -> None:
 @pytest.mark.parametrize(
     ("usual", "expected"),
     [
-        (2, (4 / 14, 1 / 2 + 2 / 14, 1 / 14)),  # half of all to the usual depth, the other half as 1/T
-        (3, (4 / 7, 2 / 7, 1 / 7)),  # the usual one isn't trained: as 1/T
+        (2, (0.6 * 0.453, 0.4 + 0.6 * 0.320, 0.6 * 0.227)),  # 0.4 to the usual depth, the rest as 1/sqrt(T)
+        (3, (0.453, 0.320, 0.227)),  # the usual one isn't trained: as 1/sqrt(T)
     ],
 )
 def test_the_usual_depth_is_drawn_most_and_of_the_others_the_cheaper(

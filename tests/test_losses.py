@@ -90,6 +90,16 @@ def test_squared_and_root_are_factors_of_the_norms_in_their_parts() -> None:
     assert (root.local.item(), root.recur.item()) == pytest.approx((0, 0), abs=1e-9)
 
 
+def test_the_logarithm_is_psnr_and_belongs_to_the_final_image() -> None:
+    """One final image of two lies 20 dB from the truth, the other, exact, at the floor of 50 dB."""
+    clean = torch.full((3, 3, 16, 16), 0.5)
+    without, with_log = (
+        restoration_loss(off_by_a_tenth(clean), clean, LossWeights(log=factor)) for factor in (0.0, 0.3)
+    )
+    assert (with_log.global_ - without.global_).item() == pytest.approx(-0.3 * (20 + 50) / 10, rel=1e-3)
+    assert (with_log.local, with_log.recur) == (without.local, without.recur)
+
+
 def test_a_loss_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="without any part"):
         LossWeights(ssim=0, frobenius=0)

@@ -3,6 +3,8 @@
 Every part is (1 - SSIM) + a Frobenius term: the norm's square in L_local and L_recur, the plain norm in
 L_global. The paper prints sums. `Reduction.SUM` is those; `Reduction.MEAN`, ours, takes means, so that
 neither the size of a crop, nor the batch, nor the number of stages changes the balance of the terms.
+L_global may hold one term more, ours: the logarithm of the mean square, which is PSNR up to a factor (the
+PSNR loss of Chen et al., HINet, CVPRW 2021). It weighs an image the more, the less there is left to remove.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ WINDOW_PX, SIGMA_PX = 11, 1.5  # Wang et al. 2004
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 # Under the root: its slope is infinite at 0, where an image without weather would sit.
 ROOT_FLOOR = 1e-8
+LOG_FLOOR = 1e-5  # 50 dB: better than that is not worth another image's decibel
 
 
 class Reduction(str, Enum):
@@ -42,6 +45,7 @@ class LossWeights:
     frobenius: float = 1.0  # in all parts, beside the two below
     squared: float = 10.0  # of the squared norm (L_local, L_recur): brings it to the size of the plain one
     root: float = 1.0  # of the plain norm (L_global)
+    log: float = 0.0  # of the mean square's logarithm, to base 10 (L_global), beside the norm
     reduction: Reduction = Reduction.MEAN
 
     def __post_init__(self) -> None:
@@ -118,10 +122,13 @@ def restoration_loss(made: Supervised, clean: Tensor, weights: LossWeights) -> L
     squares = ((images - clean) ** 2).flatten(2)
     apart = weights.ssim * (1 - ssim(images, clean)) if weights.ssim else torch.zeros_like(squares[..., 0])
     of_stages, of_finals = len(made.stages), len(made.finals)
-    squares = squares.sum(dim=2) if weights.reduction is Reduction.SUM else squares.mean(dim=2)
+    means = squares.mean(dim=2)
+    squares = squares.sum(dim=2) if weights.reduction is Reduction.SUM else means
     squared = apart[:of_stages] + weights.frobenius * weights.squared * squares[:of_stages]
     roots = (squares[of_stages:] + ROOT_FLOOR).sqrt()
     root = apart[of_stages:] + weights.frobenius * weights.root * roots
+    if weights.log:
+        root = root + weights.log * (means[of_stages:] + LOG_FLOOR).log10()
     by_branch = squared.reshape(made.branches, -1, squared.shape[-1])  # [branches, T, N]
     if weights.reduction is Reduction.SUM:
         local, recur, global_ = by_branch[:, -1].sum(), by_branch.sum(), root.sum()
