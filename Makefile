@@ -7,6 +7,11 @@ DEMO_ENV := .venv/demo
 TEST_ENV := .venv/test
 # mypy doesn't know setuptools' package-dir: it reads the installed layout from links.
 HOUSE    := .venv/house
+# TensorRT's types for mypy. Not in site-packages: there, `import tensorrt` would find them, and nothing in them.
+# Five of their signatures are no Python, which stops mypy, hence `sed`.
+STUBS    := $(TEST_ENV)/stubs
+# Whose Python extension, without the libraries, our code is compared with: a release of each major.
+TENSORRTS := 10.16.* 11.4.*
 
 .PHONY: demo test check graphs clean
 
@@ -22,8 +27,8 @@ check: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/ruff check .
 	rm -rf $(HOUSE) && mkdir -p $(HOUSE)/cmudrn
 	ln -s $(CURDIR)/cmudrn/* $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/deploy $(HOUSE)/cmudrn/
-	MYPYPATH=$(HOUSE) $(TEST_ENV)/bin/mypy -p cmudrn
-	MYPYPATH=$(HOUSE):tests:benchmarks $(TEST_ENV)/bin/mypy tests benchmarks tools examples
+	MYPYPATH=$(HOUSE):$(STUBS) $(TEST_ENV)/bin/mypy -p cmudrn
+	MYPYPATH=$(HOUSE):$(STUBS):tests:benchmarks $(TEST_ENV)/bin/mypy tests benchmarks tools examples
 
 # Whenever the shipped weights change; a test compares the two.
 graphs: $(TEST_ENV)/.done
@@ -39,6 +44,14 @@ $(TEST_ENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/pip install --quiet "$(TORCH)"
 	$(TEST_ENV)/bin/pip install --quiet --editable ".[train,bench,test,dev]"
+	$(TEST_ENV)/bin/pip install --quiet --upgrade --no-deps --target $(STUBS) "tensorrt-stubs==10.13.0.35.1"
+	sed -i.orig -e 's/, in: /, in_: /' -e 's/channel_axis: int)/channel_axis: int = 0)/' \
+	  $(STUBS)/tensorrt_bindings/tensorrt.pyi
+	for release in $(TENSORRTS); do \
+	  $(TEST_ENV)/bin/pip download --quiet --no-deps --dest $(TEST_ENV)/bindings \
+	    "tensorrt_cu13_bindings==$$release" \
+	  || echo "No bindings of TensorRT $$release for this platform: their tests will be skipped."; \
+	done
 	@touch $@
 
 clean:

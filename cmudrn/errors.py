@@ -4,6 +4,9 @@ CmudrnError
 ├── UsageError          an option or argument makes no sense            exit code 2
 ├── EnvironmentMissing  a package, a file of ours, a device is missing  exit code 2
 ├── CheckpointError     weights that cannot be read or do not fit       exit code 2
+├── EngineError         an engine that is missing, does not fit or      exit code 2
+│                       cannot be trusted
+├── BuildError          the compiler refused, or built something else   exit code 1
 ├── ImageError          one image that cannot be read or written
 │   └── ImageTooLarge   more pixels than allowed
 └── TrainingError       training data or a training step went wrong     exit code 1
@@ -15,8 +18,10 @@ from __future__ import annotations
 
 __all__ = [
     "INTERRUPTED",
+    "BuildError",
     "CheckpointError",
     "CmudrnError",
+    "EngineError",
     "EnvironmentMissing",
     "ImageError",
     "ImageTooLarge",
@@ -61,6 +66,16 @@ class CheckpointError(CmudrnError):
     """Weights that cannot be read, or that are not those of this model."""
 
     exit_code = 2
+
+
+class EngineError(CmudrnError):
+    """An engine that is missing, is for something else, or cannot be trusted."""
+
+    exit_code = 2
+
+
+class BuildError(CmudrnError):
+    """A compiler that refused a graph, or that made of it what was not asked for."""
 
 
 class ImageError(CmudrnError):

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,15 +22,16 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` when all went well, and is gone otherwise.
 
     durable: the bytes are on the disk before the name is; without it, a power cut may leave an empty file.
+    mode: who may do what with it, less what the umask takes away.
     """
     # Hidden, so that a folder being read never shows it; cut, so that long names stay within 255 bytes.
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("x+b", buffering=0) as file:
+        with open(temporary, "x+b", buffering=0, opener=partial(os.open, mode=mode)) as file:
             yield file
             if durable:
                 os.fsync(file.fileno())

@@ -50,6 +50,17 @@ class EngineSpec:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}", fix="give 1 or more")
 
+    def __str__(self) -> str:
+        """Such as t3-500x500-b8-fp16-uint8; height before width. A branch's own image: -rain or -snow."""
+        parts = [
+            f"t{self.loops}",
+            f"{self.height}x{self.width}",
+            f"b{self.batch}",
+            self.precision.value,
+            self.pixel.value,
+        ]
+        return "-".join(parts if self.output is Output.FUSED else [*parts, self.output.value])
+
 
 def receptive_radius(loops: int) -> int:
     """How far, in pixels, an input pixel reaches into the output at T loops: T (2 + 4T) + 3."""

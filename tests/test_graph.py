@@ -118,10 +118,11 @@ def test_images_of_a_batch_do_not_touch_each_other() -> None:
 def test_weights_are_stored_once_and_nodes_grow_with_the_loops(loops: int) -> None:
     model = onnx.load_from_string(dynamic_graph(random_checkpoint(), loops=loops))
     stored = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-    # All 24,825, and the four constants 0, 1, 255 and 0.5.
-    assert stored == 24_825 + 4
-    # A stage: two blocks of five nodes in two branches, T times, and 11 around them; 25 at both ends.
-    assert len(model.graph.node) == loops * (20 * loops + 11) + 25
+    # All 24,825; conv_out and conv_in with zeros or the stitch from branch to branch, 864 each; the stitch at
+    # the stem as 32x32 factors; the four constants 0, 1, 255 and 0.5.
+    assert stored == 24_825 + 2 * 864 + 1024 + 4
+    # A stage: two blocks of five nodes, T times, and a few around them.
+    assert len(model.graph.node) == loops * (10 * loops + 6) + 26
     assert len({node.name for node in model.graph.node}) == len(model.graph.node)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cmudrn import __version__
-from cmudrn.cli import ablate, deploy, evaluate, synthesize, train
+from cmudrn.cli import ablate, deploy, engines, evaluate, synthesize, train
 from cmudrn.errors import INTERRUPTED, CmudrnError
 
 __all__ = ["app", "main"]
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 deploy.register(app)
+engines.register(app)
 train.register(app)
 ablate.register(app)
 evaluate.register(app)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from enum import Enum
 from typing import TypeVar
 
 from cmudrn.errors import EnvironmentMissing, UsageError
 
-__all__ = ["need_positive", "need_torch", "one_of", "parse_depths", "parse_factors"]
+__all__ = ["need_positive", "need_torch", "one_of", "parse_depths", "parse_factors", "parse_sizes"]
 
 Choice = TypeVar("Choice", bound=Enum)
+SIZE = re.compile(r"([0-9]{1,7})(?:x([0-9]{1,7}))?")
 
 
 def need_positive(**options: int | None) -> None:
@@ -63,3 +66,15 @@ def parse_factors(option: str, text: str) -> dict[str, float]:
         if not equals:
             raise UsageError(f"--{option} {text}", fix="give NAME=NUMBER pairs with commas between them")
     return factors
+
+
+def parse_sizes(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """`500` or `720x1280`, height first, also with commas between them, as (height, width), each once."""
+    sizes = []
+    for text in (part.strip() for given in texts for part in given.split(",")):
+        sides = SIZE.fullmatch(text.lower())
+        size = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
+        if min(size) < 1:
+            raise UsageError(f"--size {text}", fix="give a side like 500, or height x width like 720x1280")
+        sizes.append(size)
+    return list(dict.fromkeys(sizes))
