@@ -13,7 +13,7 @@ STUBS    := $(TEST_ENV)/stubs
 # Whose Python extension, without the libraries, our code is compared with: a release of each major.
 TENSORRTS := 10.16.* 11.4.*
 
-.PHONY: demo test check graphs clean
+.PHONY: demo test check gpu-check graphs clean
 
 demo: $(DEMO_ENV)/.done
 	$(DEMO_ENV)/bin/cmudrn infer examples/weather -o restored --overwrite
@@ -21,6 +21,14 @@ demo: $(DEMO_ENV)/.done
 
 test: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/pytest
+
+# What only a GPU can tell; says what was skipped, and why. TORCH and the extras there are yours to choose:
+# GPU_ENV names an environment with cmudrn[train,test] and cmudrn[tensorrt] or cmudrn[rtx] installed.
+GPU_ENV ?= $(TEST_ENV)
+gpu-check: $(GPU_ENV)/bin/pytest
+	$(GPU_ENV)/bin/pytest tests/gpu -rs -v -s
+
+$(GPU_ENV)/bin/pytest: | $(TEST_ENV)/.done
 
 check: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/ruff format --check .

@@ -274,17 +274,15 @@ def test_pixels_in_flight_stay_within_the_budget(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's always full device")
 def test_a_full_disk_ends_the_job(folder: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, 6)
-    plain_open = Path.open
+    plain_open = os.open
 
-    def full(self: Path, mode: str = "r", **options: Any) -> Any:
+    def full(path: str, flags: int, *rest: Any, **options: Any) -> int:
         # A new file that takes no bytes, as a full disk gives one; all else is as ever.
-        return (
-            plain_open(Path("/dev/full"), "wb", buffering=0)
-            if "x" in mode
-            else plain_open(self, mode, **options)
-        )
+        if flags & os.O_EXCL:
+            return plain_open("/dev/full", os.O_WRONLY)
+        return plain_open(path, flags, *rest, **options)
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(os, "open", full)
     with pytest.raises(CmudrnError, match="the disk is full") as caught:
         run(folder, weights)
     assert "--skip-existing" in caught.value.fix

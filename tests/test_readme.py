@@ -19,7 +19,10 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "checkpoints/README.md",
     "cmudrn/weights/default.md",
-    *(f"docs/{name}.md" for name in ("datasets", "evaluation", "measurements", "training", "weather")),
+    *(
+        f"docs/{name}.md"
+        for name in ("datasets", "engines", "evaluation", "measurements", "training", "weather")
+    ),
 )
 
 
@@ -30,7 +33,7 @@ def text(name: str) -> str:
 def commands(name: str) -> list[tuple[str, set[str]]]:
     """(command, options) of every `cmudrn ...` in code spans and indented blocks."""
     spans = re.findall(r"`([^`\n]+)`", text(name)) + re.findall(r"^    (.+)$", text(name), re.MULTILINE)
-    verbs = "infer|train|evaluate|ablate|synthesize"
+    verbs = "infer|train|evaluate|ablate|synthesize|build-engine"
     found = [re.search(rf"\bcmudrn ({verbs})\b(.*)", span.split("#")[0]) for span in spans]
     return [(match[1], set(re.findall(r"(?<!\w)--?[a-z][a-z0-9-]*", match[2]))) for match in found if match]
 
@@ -47,7 +50,7 @@ def test_commands_in_the_documents_have_the_options_they_are_shown_with(
 
 
 def test_commands_are_found_in_the_readme_at_all() -> None:
-    assert {"infer", "train", "evaluate", "ablate", "synthesize"} <= {
+    assert {"infer", "train", "evaluate", "ablate", "synthesize", "build-engine"} <= {
         command for command, _ in commands("README.md")
     }
 

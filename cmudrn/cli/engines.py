@@ -66,7 +66,10 @@ FrontendName = Annotated[
 Level = Annotated[
     int | None,
     typer.Option(
-        "--optimization-level", metavar="0..5", help="Quick to thorough [default: 3].", show_default=False
+        "--optimization-level",
+        metavar="0..5",
+        help="Quick to thorough [default: the compiler's own].",
+        show_default=False,
     ),
 ]
 Workspace = Annotated[
@@ -189,7 +192,7 @@ def show(key: Key, store: StoreFolder = None) -> None:
 
 
 def verify(keys: AnyKeys = None, store: StoreFolder = None) -> int:
-    """Check plans against their manifests: hash, size, owner and permissions."""
+    """Check plans: whole, unchanged, nobody else's."""
     from cmudrn.engines.store import EngineStore
     from cmudrn.errors import EngineError
 
@@ -216,7 +219,10 @@ def remove(keys: Keys, store: StoreFolder = None) -> None:
 
 
 def prune(other_versions: OtherVersions = False, store: StoreFolder = None) -> None:
-    """Delete what no run can use: leftovers of interrupted builds, broken entries."""
+    """Delete what no run can use.
+
+    Leftovers of interrupted builds, and engines whose manifest cannot be read.
+    """
     from cmudrn.engines.flavors import installed_libraries
     from cmudrn.engines.store import EngineStore
 
