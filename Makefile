@@ -28,7 +28,7 @@ GPU_ENV ?= $(TEST_ENV)
 gpu-check: $(GPU_ENV)/bin/pytest
 	$(GPU_ENV)/bin/pytest tests/gpu -rs -v -s
 
-$(GPU_ENV)/bin/pytest: | $(TEST_ENV)/.done
+$(TEST_ENV)/bin/pytest: | $(TEST_ENV)/.done
 
 check: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/ruff format --check .

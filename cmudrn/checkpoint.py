@@ -40,6 +40,9 @@ def _conv_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, .
     return {f"{name}.weight": (outputs, inputs, 3, 3), f"{name}.bias": (outputs,)}
 
 
+STITCH_POINTS = ("stem", "block1", "block2", "body")  # as in the model, for those without torch
+
+
 class NetworkKind(str, Enum):
     """Which network the tensors belong to."""
 
@@ -196,12 +199,18 @@ def load_drn(path: str | Path, *, loops: int | None = None) -> DRN:
 
 
 def check_tensors(checkpoint: Checkpoint, name: str, *, network: NetworkKind = NetworkKind.CMUDRN) -> None:
-    """Raises CheckpointError for another network, else for the first tensor that does not fit."""
+    """Raises CheckpointError for another network, else for the first stitch or tensor that does not fit."""
     if checkpoint.network is not network:
         raise CheckpointError(
             f"{name}: weights of a {checkpoint.network.value}, not of a {network.value}",
             fix="give weights of CMUDRN; a lone DRN is a baseline, for `cmudrn evaluate` only",
         )
+    for point, alpha in checkpoint.stitches.items():
+        if point not in STITCH_POINTS or not 0 <= alpha <= 1:
+            raise CheckpointError(
+                f"{name}: a stitch at {point} with alpha = {alpha:g}",
+                fix=f"points are {', '.join(STITCH_POINTS)}; alpha is 0 to 1",
+            )
     fix = "give weights of CMUDRN with 16 channels"
     shapes = TENSOR_SHAPES[network]
     for tensor, shape in shapes.items():

@@ -7,6 +7,7 @@ CmudrnError
 ├── EngineError         an engine that is missing, does not fit or      exit code 2
 │                       cannot be trusted
 ├── BuildError          the compiler refused, or built something else   exit code 1
+├── DeviceError         a GPU that has no room, or that failed         exit code 1
 ├── ImageError          one image that cannot be read or written
 │   └── ImageTooLarge   more pixels than allowed
 └── TrainingError       training data or a training step went wrong     exit code 1
@@ -21,6 +22,7 @@ __all__ = [
     "BuildError",
     "CheckpointError",
     "CmudrnError",
+    "DeviceError",
     "EngineError",
     "EnvironmentMissing",
     "ImageError",
@@ -76,6 +78,10 @@ class EngineError(CmudrnError):
 
 class BuildError(CmudrnError):
     """A compiler that refused a graph, or that made of it what was not asked for."""
+
+
+class DeviceError(CmudrnError):
+    """A GPU that has no room for what was asked, or that failed in the middle of it."""
 
 
 class ImageError(CmudrnError):

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cmudrn.checkpoint import Checkpoint, check_tensors
-from cmudrn.engines.build import BuildOptions, BuildStep, Plan, build_plan, check_layers, check_target
+from cmudrn.engines.build import BuildOptions, Plan, build_plan, check_target
+from cmudrn.engines.callbacks import BuildStep
 from cmudrn.engines.flavors import PORTABLE, Flavor, Library
 from cmudrn.engines.gpu import Gpu, local_gpu
 from cmudrn.engines.graph import typed_graph
+from cmudrn.engines.layers import check_layers
 from cmudrn.engines.layout import Layout
 from cmudrn.engines.manifest import Frontend, Manifest, engine_key
 from cmudrn.engines.spec import EngineSpec
 from cmudrn.engines.store import EngineStore
-from cmudrn.errors import BuildError, EngineError, UsageError
+from cmudrn.errors import BuildError, CheckpointError, CmudrnError, EngineError, UsageError
 
 __all__ = ["Built", "CompileJob", "compile_engines"]
 
@@ -37,6 +39,7 @@ class CompileJob:
     def __post_init__(self) -> None:
         if not self.specs or not self.targets:
             raise UsageError("nothing to build", fix="give a loop count and a size")
+        self.options(None)  # checks the numbers in it
         if self.frontend is Frontend.TORCH_TENSORRT and self.layout != Layout():
             raise UsageError(
                 f"--layout {self.layout} with --frontend torch-tensorrt",
@@ -58,7 +61,7 @@ class Built(NamedTuple):
     key: str
     manifest: Manifest | None  # None where it failed
     fresh: bool  # False: it was in the store already
-    error: BuildError | None
+    error: CmudrnError | None
 
 
 OnStep = Callable[[str, BuildStep], None]  # gets an engine's key and how far its build is
@@ -75,7 +78,8 @@ def compile_engines(
     """Builds what the store doesn't hold yet, one after the other; one that fails doesn't stop the others.
 
     on_step: called from another thread.
-    Raises before the first build what would fail them all: UsageError, EnvironmentMissing, CheckpointError.
+    Raises before the first build what would fail them all: UsageError, EnvironmentMissing, CheckpointError
+    for weights that aren't this network's, EngineError for a store that cannot be written.
     """
     check_tensors(checkpoint, "weights")
     for target in job.targets:
@@ -83,6 +87,7 @@ def compile_engines(
     if job.frontend is Frontend.TORCH_TENSORRT and library.flavor is not Flavor.TENSORRT:
         raise UsageError("--frontend torch-tensorrt builds TensorRT engines", fix="--flavor tensorrt")
     gpu = local_gpu() if library.flavor is Flavor.TENSORRT else None
+    store.prepare()
     compiler = Compiler(job, checkpoint, library, gpu, store, on_step)
     return (compiler.engine(spec, target) for spec in job.specs for target in job.targets)
 
@@ -100,8 +105,18 @@ class Compiler:
 
     def engine(self, spec: EngineSpec, target: str | None) -> Built:
         """From the store where it is there, else built and put there."""
-        for_target = self.gpu.target if self.gpu else target or PORTABLE
-        key = engine_key(spec, self.library.flavor, self.library.version, for_target)
+        key = engine_key(spec, self.library.flavor, self.library.version, self.built_for(target))
+        self.on_step(key, BuildStep("graph", 0, 1))
+        try:
+            return self.kept_or_built(key, spec, target)
+        except (BuildError, EngineError, CheckpointError) as exc:
+            # Anew: the caught one holds the compiler by its frames, and TensorRT knows one log at a time.
+            return Built(key, None, fresh=True, error=type(exc)(exc.what, fix=exc.fix))
+
+    def built_for(self, target: str | None) -> str:
+        return self.gpu.target if self.gpu else target or PORTABLE
+
+    def kept_or_built(self, key: str, spec: EngineSpec, target: str | None) -> Built:
         network = network_bytes(self.job.frontend, self.checkpoint, spec, self.job.layout)
         graph_sha256 = hashlib.sha256(network).hexdigest()
         options = self.job.options(target)
@@ -109,18 +124,15 @@ class Compiler:
         if kept:
             return Built(key, kept, fresh=False, error=None)
         built_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        try:
-            plan = self.plan(key, spec, network, options)
-            layers = check_layers(plan.layers, spec.precision)
-        except BuildError as exc:
-            return Built(key, None, fresh=True, error=exc)
+        plan = self.plan(key, spec, network, options)
+        layers = check_layers(plan.layers, spec.precision)
         manifest = Manifest(
             spec=spec,
             layout=self.job.layout,
             frontend=self.job.frontend,
             flavor=self.library.flavor,
             version=self.library.version,
-            target=for_target,
+            target=self.built_for(target),
             gpu=self.gpu.name if self.gpu else None,
             plan_sha256=hashlib.sha256(plan.data).hexdigest(),
             plan_bytes=len(plan.data),

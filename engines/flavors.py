@@ -12,9 +12,8 @@ from cmudrn.errors import EnvironmentMissing
 
 __all__ = ["PORTABLE", "Flavor", "Library", "installed_libraries", "open_library"]
 
-PORTABLE = (
-    "sm80+"  # a TensorRT-RTX plan without a target: for GPUs of compute capability 8.0, 8.6, 8.9, 12.0 on
-)
+# A TensorRT-RTX plan without a target: for compute capability 8.0, 8.6, 8.9, and 12.0 and later.
+PORTABLE = "sm80+"
 
 
 class Flavor(str, Enum):
@@ -50,8 +49,9 @@ def installed_flavors() -> list[Flavor]:
 
 
 def installed_libraries() -> list[Library]:
-    """Imported. Raises EnvironmentMissing for one that is installed and cannot be."""
-    return [open_library(flavor) for flavor in installed_flavors()]
+    """Imported. Raises EnvironmentMissing where there is none, or one that cannot be imported."""
+    there: list[Flavor | None] = [*installed_flavors()]
+    return [open_library(flavor) for flavor in there or [None]]
 
 
 def open_library(wanted: Flavor | None = None) -> Library:
@@ -70,5 +70,8 @@ def open_library(wanted: Flavor | None = None) -> Library:
     try:
         module = importlib.import_module(wanted.module)
         return Library(wanted, module, str(module.__version__))
-    except (ImportError, AttributeError) as exc:  # also a library of its own that is missing, or no package
-        raise EnvironmentMissing(f"cannot import {wanted.module}: {exc}", fix=wanted.extra) from exc
+    except (ImportError, OSError, RuntimeError, AttributeError) as exc:  # also for a library that it needs
+        others = [f"--flavor {flavor.value}" for flavor in installed_flavors() if flavor is not wanted]
+        raise EnvironmentMissing(
+            f"cannot import {wanted.module}: {exc}", fix=" or ".join([wanted.extra, *others])
+        ) from exc

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from cmudrn.engines.flavors import Flavor
 from cmudrn.engines.layers import LayerSummary
 from cmudrn.engines.layout import Layout
-from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
+from cmudrn.engines.spec import MOST, EngineSpec, Output, Pixel, Precision
 from cmudrn.errors import CmudrnError, EngineError
 
 __all__ = ["SCHEMA", "Frontend", "Manifest", "engine_key"]
@@ -88,9 +88,7 @@ class Manifest:
         try:
             return cls(
                 spec=EngineSpec(
-                    **{
-                        side: spec.integer(side, 1, 1 << 20) for side in ("loops", "height", "width", "batch")
-                    },
+                    **{name: spec.integer(name, 1, most) for name, most in MOST.items()},
                     precision=spec.choice("precision", Precision),
                     pixel=spec.choice("pixel", Pixel),
                     output=spec.choice("output", Output),
@@ -106,13 +104,14 @@ class Manifest:
                 graph_sha256=fields.text("graph_sha256", SHA256),
                 weights_sha256=fields.text("weights_sha256", SHA256),
                 optimization_level=fields.maybe("optimization_level", lambda key: fields.integer(key, 0, 5)),
-                workspace_mb=fields.maybe("workspace_mb", lambda key: fields.integer(key, 1, 1 << 30)),
+                workspace_mb=fields.maybe("workspace_mb", lambda key: fields.integer(key, 1, 1 << 24)),
                 built_at=fields.text("built_at", UTC_TIME),
                 seconds=fields.number("seconds", 1e9),
                 layers=LayerSummary(
                     kinds=layers.counts("kinds"),
                     computing=(computing := layers.integer("computing", 0, 1 << 31)),
                     in_precision=layers.integer("in_precision", 0, computing),
+                    convolving=layers.integer("convolving", 0, computing),
                 ),
                 parity=fields.maybe("parity", lambda key: fields.inner(key).values),
             )

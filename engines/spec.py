@@ -7,7 +7,11 @@ from enum import Enum
 
 from cmudrn.errors import UsageError
 
-__all__ = ["EngineSpec", "Output", "Pixel", "Precision", "receptive_radius"]
+__all__ = ["MOST", "EngineSpec", "Output", "Pixel", "Precision", "receptive_radius"]
+
+
+# A slip of the hand: nodes grow with the square of the loops, memory with all else.
+MOST = {"loops": 32, "height": 1_000_000, "width": 1_000_000, "batch": 1024}
 
 
 class Precision(str, Enum):
@@ -35,7 +39,7 @@ class Output(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """The model's depth, the shape, and the types of one engine. Raises UsageError for values below 1."""
+    """The model's depth, the shape, and the types of one engine. Raises UsageError beyond MOST."""
 
     loops: int  # T: inter = intra = T
     height: int  # pixels
@@ -46,9 +50,9 @@ class EngineSpec:
     output: Output = Output.FUSED
 
     def __post_init__(self) -> None:
-        for name in ("loops", "height", "width", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)}", fix="give 1 or more")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError(f"{name} = {getattr(self, name)}", fix=f"give 1 to {most:,}")
 
     def __str__(self) -> str:
         """Such as t3-500x500-b8-fp16-uint8; height before width. A branch's own image: -rain or -snow."""

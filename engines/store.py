@@ -11,29 +11,34 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from cmudrn.engines.flavors import Flavor, Library
+from cmudrn.engines.flavors import PORTABLE, Flavor, Library
 from cmudrn.engines.manifest import MOST_BYTES, Manifest, engine_key
 from cmudrn.engines.spec import EngineSpec
 from cmudrn.engines.trusted_files import BUILD_AGAIN, fill, locked, read_trusted, sync
 from cmudrn.errors import EngineError
 from cmudrn.files import cache_folder, replacing
+from cmudrn.wording import listed
 
-__all__ = ["Engine", "EngineStore", "build_command"]
+__all__ = ["Engine", "EngineStore", "Wanted"]
 
 KEY = re.compile(r"[A-Za-z0-9.+-]+")
 # What prune may take: a folder that was named by mistake keeps its other files.
 NAMED_AS_AN_ENGINE = re.compile(r"t[0-9]+-[0-9]+x[0-9]+-b[0-9]+-[A-Za-z0-9.+-]+")
+TIMINGS = re.compile(r"timing-[A-Za-z0-9.+-]+\.cache")
 TEMPORARY = re.compile(r"\..*\.[0-9]+-[0-9a-f]{8}\.part")
 LEFT_BEHIND_S = 3600  # a temporary file as old as that has no writer any more
 MOST_TIMINGS_BYTES = 1 << 28
+DIGEST_BYTES = 32  # SHA-256, before the timings
 OWNER_ONLY = 0o600  # until `fill` opens it to readers: nobody else can have it open for writing
 SHOWN = 8  # of a list within an error
 
@@ -43,6 +48,18 @@ class Engine(NamedTuple):
 
     manifest: Manifest
     plan: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which engine is looked for."""
+
+    spec: EngineSpec
+    flavor: Flavor
+    version: str  # in full: a plan loads in the version that built it
+    targets: Sequence[str]  # that would do, the best one first: sm86, sm80+
+    weights_sha256: str
+    weights: str = "default"  # as --weights takes them, for the command that builds it
 
 
 @dataclass(frozen=True)
@@ -99,29 +116,27 @@ class EngineStore:
         """As `load`, without keeping the plan."""
         return self.load(key).manifest
 
-    def find(
-        self, spec: EngineSpec, *, flavor: Flavor, version: str, targets: Sequence[str], weights_sha256: str
-    ) -> Engine:
-        """The engine that is exactly this one, for the first of `targets` that there is one for.
+    def find(self, wanted: Wanted) -> Engine:
+        """The engine that is exactly this one, for the first of its targets that there is one for.
 
         Raises EngineError with the nearest reason why there is none, and the command that builds it.
         """
-        wanted = spec, flavor, version, weights_sha256
+        exact = wanted.spec, wanted.flavor, wanted.version, wanted.weights_sha256
         with self._apart_from_builders():
             whole, broken = self._manifests()
             found = {
                 one.target: one.key
                 for one in whole
-                if (one.spec, one.flavor, one.version, one.weights_sha256) == wanted
+                if (one.spec, one.flavor, one.version, one.weights_sha256) == exact
             }
-            for target in targets:
+            for target in wanted.targets:
                 if target in found:
                     return self._load(found[target])
-        keys = {engine_key(spec, flavor, version, target) for target in targets}
+        keys = {engine_key(wanted.spec, wanted.flavor, wanted.version, target) for target in wanted.targets}
         for name, error in broken:
             if name in keys:
                 raise error
-        raise self._nearest(whole, spec, flavor, version, targets, weights_sha256)
+        raise self._nearest(whole, wanted)
 
     def remove(self, key: str) -> None:
         """Removes an engine, also a broken one. Raises EngineError where there is none."""
@@ -135,10 +150,12 @@ class EngineStore:
         """Removes what no run can use, and returns the names of the files.
 
         That is: temporary files of writers that were killed, plans without a manifest, manifests that can't
-        be read or have no plan, and, where `keep` is given, engines of any other library or version.
+        be read or have no plan, and, where `keep` is given, engines and timings of any other version.
         """
         if not os.path.lexists(self.folder):
             return []
+        if self.folder.is_dir() and not any(map(_is_ours, self.folder.iterdir())):
+            return []  # a folder named by mistake is left as it is, without even a lock
         with self._alone():
             names = {path.name for path in self.folder.iterdir()}
             whole, _ = self._manifests()
@@ -153,24 +170,33 @@ class EngineStore:
             paths = [path for entry in gone for path in (self._manifest_path(entry), self._plan_path(entry))]
             temporary = [self.folder / name for name in names if TEMPORARY.fullmatch(name)]
             paths += [path for path in temporary if time.time() - path.lstat().st_mtime > LEFT_BEHIND_S]
+            if keep is not None:
+                endings = tuple(f"-{library.version}.cache" for library in keep)
+                timings = [name for name in names if TIMINGS.fullmatch(name)]
+                paths += [self.folder / name for name in timings if not name.endswith(endings)]
             self._remove(*paths)
         return sorted(path.name for path in paths if path.name in names)
 
     def timing_cache(self, gpu: str, version: str) -> bytes | None:
         """What TensorRT has measured on such a GPU. None where there is nothing, or nothing to be trusted."""
         try:
-            return read_trusted(self._timing_path(gpu, version), most=MOST_TIMINGS_BYTES)
+            data = read_trusted(self._timing_path(gpu, version), most=MOST_TIMINGS_BYTES)
         except EngineError:
             return None
+        digest, timings = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        # A damaged one can end the process inside TensorRT.
+        return timings if hashlib.sha256(timings).digest() == digest else None
 
     def keep_timing_cache(self, gpu: str, version: str, data: bytes) -> None:
         """For later builds. Where it can't be written they measure again: no build fails for that."""
-        with (
-            suppress(EngineError),
-            self._alone(),
-            replacing(self._timing_path(gpu, version), mode=OWNER_ONLY) as file,
-        ):
-            fill(file, data)
+        path = self._timing_path(gpu, version)
+        with suppress(EngineError), self._alone(), replacing(path, mode=OWNER_ONLY) as file:
+            fill(file, hashlib.sha256(data).digest() + data)
+
+    def prepare(self) -> None:
+        """Makes the folder. Raises EngineError where engines could not be put there."""
+        with self._alone(), TemporaryFile(dir=self.folder):
+            pass
 
     def _manifest_path(self, key: str) -> Path:
         if not KEY.fullmatch(key):
@@ -186,7 +212,8 @@ class EngineStore:
 
     def _manifests(self) -> tuple[list[Manifest], list[tuple[str, EngineError]]]:
         try:
-            names = sorted(path.stem for path in self.folder.iterdir() if path.suffix == ".json")
+            stems = (path.stem for path in self.folder.iterdir() if path.suffix == ".json")
+            names = sorted(stem for stem in stems if KEY.fullmatch(stem))
         except FileNotFoundError:
             return [], []
         except OSError as exc:
@@ -196,7 +223,7 @@ class EngineStore:
             try:
                 whole.append(self.manifest(name))
             except EngineError as exc:
-                broken.append((name if name.isprintable() else ascii(name), exc))
+                broken.append((name, exc))
         return whole, broken
 
     def _load(self, key: str) -> Engine:
@@ -212,35 +239,46 @@ class EngineStore:
             path.unlink(missing_ok=True)
             sync(self.folder)
 
-    def _nearest(
-        self,
-        whole: Sequence[Manifest],
-        spec: EngineSpec,
-        flavor: Flavor,
-        version: str,
-        targets: Sequence[str],
-        weights_sha256: str,
-    ) -> EngineError:
+    def _nearest(self, whole: Sequence[Manifest], wanted: Wanted) -> EngineError:
         """Leaves the engines that fit, one demand after the other, until none is left."""
+        spec, weights = wanted.spec, f"of weights {wanted.weights_sha256[:12]}"
+        library = f"of {wanted.flavor.value} {wanted.version}"
         demands: list[tuple[Sequence[str], Callable[[Manifest], str]]] = [
             ([_place(spec)], lambda one: _place(one.spec)),
             ([_types(spec)], lambda one: _types(one.spec)),
-            ([f"of {flavor.value} {version}"], lambda one: f"of {one.flavor.value} {one.version}"),
-            ([f"for {target}" for target in targets], lambda one: f"for {one.target}"),
-            ([f"of weights {weights_sha256[:12]}"], lambda one: f"of weights {one.weights_sha256[:12]}"),
+            ([library], lambda one: f"of {one.flavor.value} {one.version}"),
+            ([f"for {target}" for target in wanted.targets], lambda one: f"for {one.target}"),
+            ([weights], lambda one: f"of weights {one.weights_sha256[:12]}"),
         ]
         those = "those here"
         left = sorted(whole, key=lambda one: (one.spec.loops, one.spec.height, one.spec.width, one.key))
-        for wanted, said in demands:
+        for told, said in demands:
             have = list(dict.fromkeys(said(one) for one in left))
-            left = [one for one in left if said(one) in wanted]
+            left = [one for one in left if said(one) in told]
             if not left:
                 break
             those = f"those {_place(spec)}"
-        more = f" and {len(have) - SHOWN} more" if len(have) > SHOWN else ""
-        there = f"{those} are {', '.join(have[:SHOWN])}{more}" if have else "the store holds none"
-        what = f"{self.folder}: no engine {' or '.join(wanted)}; {there}"
-        return EngineError(what, fix=build_command(spec))
+        there = f"{those} are {listed(have, most=SHOWN)}" if have else "the store holds none"
+        what = f"{self.folder}: no engine {' or '.join(told)}; {there}"
+        return EngineError(what, fix=self.build_command(wanted))
+
+    def build_command(self, wanted: Wanted) -> str:
+        """What builds such an engine; beside loops and size, only what isn't as usual."""
+        spec, target = wanted.spec, wanted.targets[0]
+        parts = [f"cmudrn build-engine --loops {spec.loops} --size {spec.height}x{spec.width}"]
+        usual = EngineSpec(loops=spec.loops, height=spec.height, width=spec.width)
+        for name in ("batch", "precision", "pixel", "output"):
+            value = getattr(spec, name)
+            if value != getattr(usual, name):
+                parts.append(f"--{name} {value.value if isinstance(value, Enum) else value}")
+        if wanted.weights != "default":
+            parts.append(f"--weights {shlex.quote(wanted.weights)}")
+        parts.append(f"--flavor {wanted.flavor.value}")
+        if wanted.flavor is Flavor.RTX and PORTABLE not in wanted.targets:
+            parts.append(f"--target {target}")
+        if self != EngineStore.default():
+            parts.append(f"--store {shlex.quote(str(self.folder))}")
+        return " ".join(parts)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -264,15 +302,9 @@ class EngineStore:
             yield
 
 
-def build_command(spec: EngineSpec) -> str:
-    """What builds such an engine; beside loops and size, only what isn't as usual."""
-    command = f"cmudrn build-engine --loops {spec.loops} --size {spec.height}x{spec.width}"
-    usual = EngineSpec(loops=spec.loops, height=spec.height, width=spec.width)
-    for name in ("batch", "precision", "pixel", "output"):
-        value = getattr(spec, name)
-        if value != getattr(usual, name):
-            command += f" --{name} {value.value if isinstance(value, Enum) else value}"
-    return command
+def _is_ours(path: Path) -> bool:
+    named = NAMED_AS_AN_ENGINE.fullmatch(path.stem) and path.suffix in (".json", ".engine")
+    return bool(named or TIMINGS.fullmatch(path.name) or TEMPORARY.fullmatch(path.name))
 
 
 def _place(spec: EngineSpec) -> str:

@@ -1,9 +1,13 @@
-"""The other way to a plan, for those who have torch-tensorrt: an exported PyTorch program instead of ONNX."""
+"""The other way to a plan, for those who have torch-tensorrt: an exported PyTorch program instead of ONNX.
+
+Its plans have torch-tensorrt's own names for input and output; there is one of each.
+"""
 
 from __future__ import annotations
 
 import io
 import time
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +92,19 @@ def plan_by_torch_tensorrt(library: Library, program: bytes, spec: EngineSpec, o
         "workspace_size": None if options.workspace_mb is None else options.workspace_mb << 20,
     }
     began = time.perf_counter()
+    # Within its debugger the inspector tells types, not only names, of layers.
+    debugger = torch_tensorrt.dynamo.Debugger
     try:
-        data = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-            torch.export.load(io.BytesIO(program)),
-            arg_inputs=(example(spec).cuda(),),
-            use_explicit_typing=True,
-            **{name: value for name, value in told.items() if value is not None},
-        )
+        with (
+            TemporaryDirectory() as folder,
+            debugger(log_level="error", logging_dir=folder, engine_builder_monitor=False),
+        ):
+            data = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+                torch.export.load(io.BytesIO(program)),
+                arg_inputs=(example(spec).cuda(),),
+                use_explicit_typing=True,
+                **{name: value for name, value in told.items() if value is not None},
+            )
     except Exception as exc:  # those of torch, torch-tensorrt and TensorRT have no common base
         reason = (str(exc).splitlines() or [repr(exc)])[0]
         raise BuildError(f"torch-tensorrt: {reason}", fix="build it with --frontend onnx") from exc

@@ -17,9 +17,11 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip i
 
 from random_weights import random_checkpoint
 
-from cmudrn.engines.build import BuildOptions, BuildStep, Plan, build_plan, check_layers, targets_of
+from cmudrn.engines.build import BuildOptions, Plan, build_plan
+from cmudrn.engines.callbacks import BuildStep
 from cmudrn.engines.flavors import Flavor, Library, open_library
 from cmudrn.engines.graph import typed_graph
+from cmudrn.engines.layers import check_layers
 from cmudrn.engines.layout import Branches, Layout
 from cmudrn.engines.spec import EngineSpec, Precision
 from cmudrn.errors import BuildError, UsageError
@@ -52,12 +54,24 @@ MATRIX = [
 ]
 
 
-@pytest.mark.parametrize("spec", MATRIX, ids=str)
-def test_every_convolution_is_fused_with_all_that_follows_it(library: Library, spec: EngineSpec) -> None:
-    """Bias and ReLU, and the residual sum of a block's second one: no pass over memory for any of them."""
-    plan = build(library, spec)
+TARGETS = [None, "sm80", "sm86", "sm89", "sm120", "sm121"]  # in turn; sm75 has no bfloat16
+BUILDS = [(spec, TARGETS[i % len(TARGETS)]) for i, spec in enumerate(MATRIX)]
+
+
+@pytest.mark.parametrize(("spec", "target"), BUILDS, ids=str)
+def test_every_convolution_is_fused_with_all_that_follows_it(
+    library: Library, spec: EngineSpec, target: str | None
+) -> None:
+    """Bias and ReLU, and the residual sum of a block's second one: no pass over memory for any of them.
+
+    And the same again gives the same bytes.
+    """
+    plan = build(library, spec, target=target)
     assert len(plan.data) > 100_000
-    assert check_layers(plan.layers, spec.precision).share > 0.99
+    assert plan.data == build(library, spec, target=target).data
+    summary = check_layers(plan.layers, spec.precision)
+    assert summary.share > 0.99
+    assert summary.convolving == 2 * spec.loops * (1 + 4 * spec.loops) + spec.loops + 3
     by_node = {node: layer for layer in plan.layers for node in layer.nodes}
     for stage in range(1, spec.loops + 1):
         for loop in range(1, spec.loops + 1):
@@ -79,14 +93,6 @@ def test_joined_branches_are_half_as_many_layers(library: Library, branches: Bra
         for layout in (Layout(), Layout(branches=branches))
     )
     assert joined < 0.6 * separate
-
-
-@pytest.mark.parametrize("target", [None, "sm75", "sm80", "sm86", "sm89", "sm120", "sm121"])
-def test_builds_are_deterministic_for_every_target(library: Library, target: str | None) -> None:
-    assert target is None or target in targets_of(library)
-    spec = dataclasses.replace(USUAL, loops=1, height=128, width=128)
-    first, second = (build(library, spec, target=target).data for _ in range(2))
-    assert first == second
 
 
 def test_targets_make_different_plans(library: Library) -> None:
@@ -134,7 +140,7 @@ def test_what_is_no_graph_is_refused(library: Library) -> None:
 def test_a_graph_of_another_precision_is_found_out(library: Library) -> None:
     """As TensorRT 11 would build it, and say nothing, from a graph whose types are not what was asked for."""
     plan = build(library, dataclasses.replace(USUAL, loops=1, precision=Precision.FP32))
-    with pytest.raises(BuildError, match="only 0% of the layers compute in fp16"):
+    with pytest.raises(BuildError, match=r"not an engine in fp16: (\d+) of \1 convolutions"):
         check_layers(plan.layers, Precision.FP16)
 
 
@@ -147,6 +153,23 @@ def test_steps_are_told_from_beginning_to_end(library: Library) -> None:
     assert counts == sorted(counts)
     assert steps[-1] == BuildStep(outer, steps[0].of, steps[0].of)
     assert all(0 <= step.done <= step.of for step in steps)
+
+
+def test_what_a_listener_raises_ends_the_build_and_is_raised(library: Library) -> None:
+    def on_step(step: BuildStep) -> None:
+        raise ZeroDivisionError("of the listener")
+
+    graph = typed_graph(random_checkpoint(), dataclasses.replace(USUAL, loops=1), Layout())
+    with pytest.raises(ZeroDivisionError, match="of the listener"):
+        build_plan(library, graph, BuildOptions(), on_step=on_step)
+
+
+def test_what_the_compiler_cannot_build_is_told_with_a_way_out(library: Library) -> None:
+    """bfloat16 for a GPU that has none."""
+    bf16 = dataclasses.replace(USUAL, loops=1, precision=Precision.BF16)
+    with pytest.raises(BuildError, match="built nothing: ") as refusal:
+        build(library, bf16, target="sm75")
+    assert "--precision" in refusal.value.fix
 
 
 def test_options_reach_the_builder(library: Library) -> None:
@@ -165,11 +188,12 @@ def test_options_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 
 
 CANCELLED = """
-import os, signal
+import os, signal, time
 from random_weights import random_checkpoint
 from cmudrn.engines.build import BuildOptions, build_plan
 from cmudrn.engines.flavors import Flavor, open_library
 from cmudrn.engines.graph import typed_graph
+from cmudrn.engines.layers import check_layers
 from cmudrn.engines.layout import Layout
 from cmudrn.engines.spec import EngineSpec
 
@@ -181,6 +205,7 @@ def on_step(step):
     steps.append(step)
     if len(steps) == 10:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(2)  # the other thread's turn, on a busy machine
 
 try:
     build_plan(library, graph, BuildOptions(), on_step=on_step)

@@ -24,7 +24,7 @@ from cmudrn.cli.app import main
 from cmudrn.cli.values import parse_sizes
 from cmudrn.engines.flavors import Flavor, open_library
 from cmudrn.engines.spec import EngineSpec
-from cmudrn.engines.store import EngineStore
+from cmudrn.engines.store import EngineStore, Wanted
 from cmudrn.errors import EngineError, UsageError
 
 VERSION = open_library(Flavor.RTX).version
@@ -38,6 +38,17 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CMUDRN_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "store"
+
+
+def wanted(spec: EngineSpec) -> Wanted:
+    """The default weights' engine for a GPU of compute capability 8.6."""
+    return Wanted(
+        spec=spec,
+        flavor=Flavor.RTX,
+        version=VERSION,
+        targets=["sm86", "sm80+"],
+        weights_sha256=read_checkpoint("default").sha256,
+    )
 
 
 def build(*arguments: str) -> int:
@@ -54,13 +65,7 @@ def test_the_usual_command_builds_one_engine_for_all_gpus(
     assert row.split()[0] == key
     assert row.split()[-2:] == ["100%", "fp16"]
     assert rest == [f"in {store}"]
-    engine = EngineStore(store).find(
-        EngineSpec(loops=3, height=500, width=500),
-        flavor=Flavor.RTX,
-        version=VERSION,
-        targets=["sm86", "sm80+"],
-        weights_sha256=read_checkpoint("default").sha256,
-    )
+    engine = EngineStore(store).find(wanted(EngineSpec(loops=3, height=500, width=500)))
     assert engine.manifest.key == key
     assert engine.plan == (store / f"{key}.engine").read_bytes()
 
@@ -124,6 +129,11 @@ def test_what_is_there_is_built_again_only_when_something_changed(
         (["--frontend", "torch-tensorrt"], "--frontend torch-tensorrt"),
         (["--optimization-level", "9"], "--optimization-level 9"),
         (["--workspace", "0"], "--workspace 0"),
+        (["--workspace", "99999999999999"], "--workspace 99999999999999"),
+        (["--loops", "1-1000000000"], "--loops 1-1000000000"),
+        (["--loops", "40"], "loops = 40"),
+        (["--batch", "100000"], "batch = 100000"),
+        (["--size", "2000000"], "height = 2000000"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
     ],
 )
@@ -226,22 +236,66 @@ def test_a_store_that_cannot_be_written_is_one_line(store: Path, capsys: pytest.
 
 def test_a_missing_engine_is_told_with_the_command_that_builds_it(store: Path) -> None:
     assert build(*SMALL) == 0
-    wanted = EngineSpec(loops=3, height=720, width=1280, batch=4)
+    spec = EngineSpec(loops=3, height=720, width=1280, batch=4)
     with pytest.raises(EngineError, match="720x1280") as missing:
-        EngineStore(store).find(
-            wanted, flavor=Flavor.RTX, version=VERSION, targets=["sm80+"], weights_sha256="0" * 64
-        )
-    command = missing.value.fix
-    assert command == "cmudrn build-engine --loops 3 --size 720x1280 --batch 4"
-    assert main([*command.split()[1:], "--flavor", "rtx"]) == 0
-    found = EngineStore(store).find(
-        wanted,
-        flavor=Flavor.RTX,
-        version=VERSION,
-        targets=["sm80+"],
-        weights_sha256=read_checkpoint("default").sha256,
+        EngineStore(store).find(wanted(spec))
+    command = missing.value.fix.split()
+    assert command[0] == "cmudrn"
+    assert main(command[1:]) == 0
+    assert EngineStore(store).find(wanted(spec)).manifest.spec == spec
+
+
+def test_a_store_that_fills_up_loses_no_engine_and_no_news(tmp_path: Path) -> None:
+    """At most 700 kB a file: T = 1 fits, T = 3 doesn't, and T = 2 is tried all the same."""
+    code = (
+        "import resource, signal, sys; from cmudrn.cli.app import main; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000)); "
+        "sys.exit(main(['build-engine', '--loops', '1,3', '--size', '64,32', '--flavor', 'rtx', "
+        f"'--store', {str(tmp_path)!r}]))"
     )
-    assert found.manifest.spec == wanted
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert [line.split()[0][:8] for line in done.stdout.splitlines()[1:3]] == ["t1-64x64", "t1-32x32"]
+    assert done.stderr.count("make room") == 2
+    whole, broken = EngineStore(tmp_path).manifests()
+    assert [manifest.spec.loops for manifest in whole] == [1, 1]
+    assert not broken
+
+
+def test_prune_by_version_without_any_tensorrt_removes_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the wrong environment every engine would be one of another version."""
+    assert build(*SMALL) == 0
+    monkeypatch.setattr("cmudrn.engines.flavors.find_spec", lambda name: None)
+    assert main(["engines", "prune", "--other-versions"]) == 2
+    assert "neither TensorRT nor TensorRT-RTX" in capsys.readouterr().err
+    assert len(list(store.glob("*.engine"))) == 1
+
+
+def test_prune_leaves_other_folders_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text("{}")
+    assert main(["engines", "prune", "--store", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["package.json"]
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
+def test_a_broken_tensorrt_is_told_with_what_works(store: Path, tmp_path: Path, error: str) -> None:
+    (tmp_path / "fake" / "tensorrt").mkdir(parents=True)
+    (tmp_path / "fake" / "tensorrt" / "__init__.py").write_text(
+        f"raise {error}('libnvinfer.so.11 is missing')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "cmudrn", "build-engine"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "fake")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    what, fix = done.stderr.splitlines()
+    assert what == "cmudrn: cannot import tensorrt: libnvinfer.so.11 is missing"
+    assert "--flavor rtx" in fix
 
 
 def test_ctrl_c_ends_a_build_with_whole_engines_only(store: Path) -> None:

@@ -41,7 +41,9 @@ def manifest_of(plan: bytes = PLAN, spec: EngineSpec = SPEC, **changes: Any) -> 
         workspace_mb=512,
         built_at="2026-11-26T07:30:00Z",
         seconds=12.5,
-        layers=LayerSummary(kinds={"correlation": 14, "kgen": 2}, computing=16, in_precision=15),
+        layers=LayerSummary(
+            kinds={"correlation": 14, "kgen": 2}, computing=16, in_precision=15, convolving=14
+        ),
     )
     return dataclasses.replace(manifest, **changes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from test_manifest import SPEC, manifest_of
 
 from cmudrn.engines.flavors import Flavor, Library
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
-from cmudrn.engines.store import Engine, EngineStore, build_command
+from cmudrn.engines.store import Engine, EngineStore, Wanted
 from cmudrn.errors import EngineError
 
 KEY = manifest_of().key
@@ -440,7 +442,7 @@ def test_the_broken_are_listed_beside_the_whole_with_the_reason(store: EngineSto
     whole, broken = store.manifests()
     assert [one.key for one in whole] == sorted([KEY, manifest_of(b"small", small).key])
     reasons = {name: str(error) for name, error in broken}
-    assert reasons.keys() == {"copy", "damaged", "'a\\x1b[2J\\n'"}
+    assert reasons.keys() == {"copy", "damaged"}  # a name that is no key's is none of ours
     assert f"the manifest of {KEY}" in reasons["copy"]
     assert "not a manifest" in reasons["damaged"]
     assert all(reason.isprintable() for reason in reasons.values())
@@ -506,7 +508,9 @@ def find(
     targets: tuple[str, ...] = ("sm90",),
     weights_sha256: str = "2" * 64,
 ) -> Engine:
-    return store.find(spec, flavor=flavor, version=version, targets=targets, weights_sha256=weights_sha256)
+    return store.find(
+        Wanted(spec=spec, flavor=flavor, version=version, targets=targets, weights_sha256=weights_sha256)
+    )
 
 
 def test_the_first_target_with_an_engine_is_taken(store: EngineStore) -> None:
@@ -563,7 +567,7 @@ def test_the_sizes_and_loops_that_there_are_are_listed_in_order_up_to_a_point(tm
         spec = EngineSpec(loops=1 + height // 1000, height=height, width=64)
         store.put(PLAN, manifest_of(PLAN, spec))
     listed = ", ".join(f"for T = 1 at {height}x64" for height in (20, 30, 40, 50, 60, 70, 80, 90))
-    assert refused(lambda: find(store)).what.endswith(f"; those here are {listed} and 2 more")
+    assert refused(lambda: find(store)).what.endswith(f"; those here are {listed}, and 2 more")
 
 
 def test_an_engine_that_would_fit_but_is_not_trusted_says_so(store: EngineStore) -> None:
@@ -572,25 +576,42 @@ def test_an_engine_that_would_fit_but_is_not_trusted_says_so(store: EngineStore)
 
 
 @pytest.mark.parametrize(
-    ("spec", "command"),
+    ("changes", "command"),
     [
-        (EngineSpec(loops=3, height=500, width=400), "--loops 3 --size 500x400"),
-        (SPEC, "--loops 3 --size 500x400 --batch 8"),
+        ({}, "--loops 3 --size 500x400 --batch 8 --flavor rtx"),
+        ({"spec": EngineSpec(loops=3, height=500, width=400)}, "--loops 3 --size 500x400 --flavor rtx"),
+        ({"flavor": Flavor.TENSORRT}, "--loops 3 --size 500x400 --batch 8 --flavor tensorrt"),
+        ({"targets": ["sm75"]}, "--loops 3 --size 500x400 --batch 8 --flavor rtx --target sm75"),
         (
-            EngineSpec(
-                loops=1,
-                height=9,
-                width=8,
-                precision=Precision.BF16,
-                pixel=Pixel.FLOAT32,
-                output=Output.RAIN,
-            ),
-            "--loops 1 --size 9x8 --precision bf16 --pixel float32 --output rain",
+            {"weights": "my own.safetensors"},
+            "--loops 3 --size 500x400 --batch 8 --weights 'my own.safetensors' --flavor rtx",
+        ),
+        (
+            {
+                "spec": EngineSpec(
+                    loops=1,
+                    height=9,
+                    width=8,
+                    precision=Precision.BF16,
+                    pixel=Pixel.FLOAT32,
+                    output=Output.RAIN,
+                )
+            },
+            "--loops 1 --size 9x8 --precision bf16 --pixel float32 --output rain --flavor rtx",
         ),
     ],
 )
-def test_the_command_that_builds_one_names_what_is_not_as_usual(spec: EngineSpec, command: str) -> None:
-    assert build_command(spec) == f"cmudrn build-engine {command}"
+def test_the_command_that_builds_one_names_what_is_not_as_usual(
+    changes: dict[str, Any], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Wanted(
+        spec=SPEC, flavor=Flavor.RTX, version="1.7", targets=["sm86", "sm80+"], weights_sha256="2" * 64
+    )
+    wanted = dataclasses.replace(usual, **changes)
+    monkeypatch.setenv("CMUDRN_STORE", str(tmp_path))
+    assert EngineStore(tmp_path).build_command(wanted) == f"cmudrn build-engine {command}"
+    elsewhere = EngineStore(tmp_path / "my store").build_command(wanted)
+    assert elsewhere == f"cmudrn build-engine {command} --store '{tmp_path}/my store'"
 
 
 # Timing caches

@@ -23,15 +23,14 @@ from cmudrn.train.pairs import (
     Split,
     Weather,
     check_sizes,
-    counted,
     images_in,
-    listed,
     look_into,
     natural_order,
     own_name,
     pair_up,
     share_names,
 )
+from cmudrn.wording import counted, listed
 
 __all__ = [
     "LAYOUTS",

@@ -20,6 +20,7 @@ from typing import TypeAlias
 from cmudrn.errors import ImageError, TrainingError, UsageError
 from cmudrn.formats import READABLE_SUFFIXES
 from cmudrn.images import Picture, read_header, read_picture
+from cmudrn.wording import counted, listed
 
 __all__ = [
     "Folder",
@@ -31,9 +32,7 @@ __all__ = [
     "Weather",
     "check_pixels",
     "check_sizes",
-    "counted",
     "images_in",
-    "listed",
     "look_into",
     "natural_order",
     "own_name",
@@ -286,17 +285,6 @@ def natural_order(path: Path) -> tuple[list[tuple[str, int]], str]:
     """2 before 10, and capitals beside their small letters; the path itself decides between equals."""
     parts = re.findall(r"(\D*)(\d*)", str(path).lower())
     return [(text, int(digits or -1)) for text, digits in parts], str(path)
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 pair`, `7,000 pairs`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def listed(names: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
-    """The first few, and how many more there are."""
-    more = f"{between}and {len(names) - most:,} more" if len(names) > most else ""
-    return between.join(names[:most]) + more
 
 
 def _by_key(folder: Path, key_of: Key) -> dict[str, list[Path]]:

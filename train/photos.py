@@ -18,8 +18,8 @@ from torch.nn.functional import interpolate
 from cmudrn.errors import ImageError, TrainingError, UsageError
 from cmudrn.formats import READABLE_SUFFIXES
 from cmudrn.images import Picture, read_picture
-from cmudrn.train.pairs import listed
 from cmudrn.train.weather.weathered import Image
+from cmudrn.wording import listed
 
 __all__ = ["Camera", "PhotoSet", "draw_camera", "find_photos", "to_pixels", "to_scene"]
 

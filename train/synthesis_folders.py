@@ -12,7 +12,8 @@ from pathlib import Path
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES
 from cmudrn.train.layouts import refuse_pairs
-from cmudrn.train.pairs import listed, natural_order
+from cmudrn.train.pairs import natural_order
+from cmudrn.wording import listed
 
 __all__ = ["MANIFEST", "Photo", "clear_out", "find_clean", "make_out"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmudrn.cli.values import need_positive, one_of, parse_depths, parse_sizes
+from cmudrn.cli.values import need_onnx, need_positive, one_of, parse_depths, parse_sizes
 
 if TYPE_CHECKING:
     from cmudrn.engines.compile import Built, OnStep
@@ -139,6 +139,7 @@ def build_engine(
     from cmudrn.engines.store import EngineStore
 
     need_positive(batch=batch)
+    need_onnx()
     specs = tuple(
         EngineSpec(
             loops=depth,
@@ -163,9 +164,13 @@ def build_engine(
     )
     library = open_library(None if flavor == "auto" else one_of(Flavor, "--flavor", flavor))
     place = EngineStore.default(store)
-    with build_progress(len(job)) as on_step:
-        built = list(compile_engines(job, read_checkpoint(weights), library, place, on_step=on_step))
-    print_built(built, place)
+    built: list[Built] = []
+    try:
+        with build_progress(len(job)) as on_step:
+            for one in compile_engines(job, read_checkpoint(weights), library, place, on_step=on_step):
+                built.append(one)
+    finally:  # Ctrl-C, too: what is built is built
+        print_built(built, place)
     return 1 if any(one.error for one in built) else 0
 
 
@@ -245,7 +250,7 @@ def build_progress(engines: int) -> Iterator[OnStep]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from cmudrn.engines.build import BuildStep
+    from cmudrn.engines.callbacks import BuildStep
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[phase]}")
@@ -293,7 +298,5 @@ def print_table(manifests: Sequence[Manifest], notes: Sequence[str], heading: st
             f"{layers.share:.0%} {precision}",
             note,
         )
-    # A pipe gets whole lines, however long.
-    console = Console(highlight=False)
-    width = None if console.is_terminal else 200
-    Console(highlight=False, width=width, file=sys.stdout).print(table)
+    # Whole lines, which a narrow terminal wraps: a key is there to be copied.
+    Console(highlight=False, width=200, file=sys.stdout).print(table)

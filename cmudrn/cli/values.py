@@ -9,9 +9,18 @@ from typing import TypeVar
 
 from cmudrn.errors import EnvironmentMissing, UsageError
 
-__all__ = ["need_positive", "need_torch", "one_of", "parse_depths", "parse_factors", "parse_sizes"]
+__all__ = [
+    "need_onnx",
+    "need_positive",
+    "need_torch",
+    "one_of",
+    "parse_depths",
+    "parse_factors",
+    "parse_sizes",
+]
 
 Choice = TypeVar("Choice", bound=Enum)
+DEPTHS = re.compile(r"([0-9]{1,2})(?:-([0-9]{1,2}))?")
 SIZE = re.compile(r"([0-9]{1,7})(?:x([0-9]{1,7}))?")
 
 
@@ -30,6 +39,16 @@ def need_torch() -> None:
         raise EnvironmentMissing("this command needs PyTorch", fix="pip install 'cmudrn[train]'") from exc
 
 
+def need_onnx() -> None:
+    """Raises EnvironmentMissing without the package that writes graphs."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError as exc:
+        raise EnvironmentMissing(
+            "this command needs onnx", fix="pip install 'cmudrn[rtx]' or 'cmudrn[tensorrt]'"
+        ) from exc
+
+
 def one_of(choices: type[Choice], option: str, value: str) -> Choice:
     """The choice that an option names. Raises UsageError."""
     if value not in [choice.value for choice in choices]:
@@ -42,15 +61,12 @@ def one_of(choices: type[Choice], option: str, value: str) -> Choice:
 def parse_depths(text: str) -> tuple[int, ...]:
     """`3`, `1-7` or `1,3,5-7` as loop counts, in order, each once."""
     depths: set[int] = set()
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            span = range(int(first), int(last or first) + 1)
-            if not span or span[0] < 1:
-                raise ValueError
-            depths |= set(span)
-    except ValueError:
-        raise UsageError(f"--loops {text}", fix="give loop counts like 3, 1-7 or 1,3,7") from None
+    for part in text.split(","):
+        ends = DEPTHS.fullmatch(part.strip())
+        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
+        if not span or span[0] < 1:
+            raise UsageError(f"--loops {text}", fix="give loop counts like 3, 1-7 or 1,3,7")
+        depths |= set(span)
     return tuple(sorted(depths))
 
 

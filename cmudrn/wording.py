@@ -1,0 +1,18 @@
+"""Numbers and lists in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["counted", "listed"]
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 pair`, `7,000 pairs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
+    """The first few, and how many more there are."""
+    more = f"{between}and {len(names) - most:,} more" if len(names) > most else ""
+    return between.join(names[:most]) + more

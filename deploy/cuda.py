@@ -1,0 +1,127 @@
+"""What the runtime needs of CUDA, by pycuda: a device, its primary context, and a slot's streams and buffers.
+
+pycuda is imported when a device is opened, never before: it loads the NVIDIA driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from cmudrn.errors import DeviceError, EnvironmentMissing, UsageError
+
+__all__ = ["Device", "PinnedBuffer", "open_device"]
+
+
+def load_driver() -> ModuleType:
+    """pycuda.driver, initialised. Raises EnvironmentMissing without the package, the driver or a GPU."""
+    try:
+        import pycuda.driver as cuda
+    except ImportError as exc:  # of the package or of libcuda.so.1, which its text names
+        raise EnvironmentMissing(
+            f"no CUDA here: {exc}", fix="install the NVIDIA driver, then pip install 'cmudrn[tensorrt]'"
+        ) from exc
+    try:
+        cuda.init()
+    except cuda.Error as exc:
+        raise EnvironmentMissing(
+            f"the NVIDIA driver does not start: {exc}", fix="see nvidia-smi; a newer driver may be needed"
+        ) from exc
+    driver: ModuleType = cuda
+    return driver
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU whose primary context is retained: the one that PyTorch uses, too."""
+
+    cuda: ModuleType
+    context: Any  # pycuda.driver.Context
+    name: str
+    target: str  # compute capability: sm89
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The context is this thread's current one inside, and what was current before is again after."""
+        self.context.push()
+        try:
+            yield
+        finally:
+            self.cuda.Context.pop()
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """CUDA's errors as DeviceError, with its own words."""
+        try:
+            yield
+        except self.cuda.MemoryError as exc:
+            free, total = self.cuda.mem_get_info()
+            raise DeviceError(
+                f"{self.name}: {doing}: out of memory, {free >> 20} of {total >> 20} MB are free: {exc}",
+                fix="use an engine of a smaller batch or size, fewer --streams, or another --device",
+            ) from exc
+        except self.cuda.Error as exc:
+            raise DeviceError(
+                f"{self.name}: {doing}: {exc}", fix="see nvidia-smi and the kernel's log; run it again"
+            ) from exc
+
+
+@contextmanager
+def open_device(wanted: str = "0") -> Iterator[Device]:
+    """The device of that number among those that CUDA shows, or of that PCI bus id; released at the end.
+
+    Raises EnvironmentMissing where there is no GPU at all, UsageError where there is no such one.
+    """
+    cuda = load_driver()
+    count = cuda.Device.count()
+    if not count:
+        raise EnvironmentMissing("CUDA shows no GPU", fix="see nvidia-smi and CUDA_VISIBLE_DEVICES")
+    try:
+        device = cuda.Device(int(wanted) if wanted.isdigit() else wanted)
+    except cuda.Error as exc:
+        shown = ", ".join(f"{i} ({cuda.Device(i).pci_bus_id()})" for i in range(count))
+        raise UsageError(f"--device {wanted}: {exc}", fix=f"give one of {shown}") from exc
+    major, minor = device.compute_capability()
+    try:
+        context = device.retain_primary_context()
+    except cuda.Error as exc:
+        raise DeviceError(f"{device.name()}: {exc}", fix="see nvidia-smi: is it used up or shut?") from exc
+    try:
+        yield Device(cuda, context, device.name(), f"sm{major}{minor}")
+    finally:
+        context.detach()
+
+
+class PinnedBuffer:
+    """The same bytes on both sides of the bus: page-locked on the host, allocated on the device.
+
+    Made and freed while the device's context is current.
+    """
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.cuda = cuda = device.cuda
+        self.host: NDArray[Any] = cuda.pagelocked_empty(shape, np.dtype(dtype))
+        self._pinned: Any = self.host.base  # the allocation; the array is a view of it
+        try:
+            self.device = cuda.mem_alloc(self.host.nbytes)
+        except BaseException:
+            self._pinned.free()
+            raise
+
+    @property
+    def address(self) -> int:
+        """On the device."""
+        return int(self.device)
+
+    def free(self) -> None:
+        """Nothing may be using it any more."""
+        # A context that an error has broken refuses this, too; what it held goes with the process.
+        for allocation in (self.device, self._pinned):
+            with suppress(self.cuda.Error):
+                allocation.free()
