@@ -5,6 +5,7 @@ pycuda is imported when a device is opened, never before: it loads the NVIDIA dr
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -95,7 +96,36 @@ def open_device(wanted: str = "0") -> Iterator[Device]:
     try:
         yield Device(cuda, context, device.name(), f"sm{major}{minor}")
     finally:
-        context.detach()
+        _release(context)
+
+
+def _release(context: Any) -> None:
+    """Gives a primary context back, and leaves this thread's stack of contexts as it was.
+
+    To release one, pycuda 2026.1 makes it current, and leaves it so, unknown to itself.
+    """
+    driver = ctypes.CDLL("libcuda.so.1")  # the one that pycuda has loaded
+    handle = ctypes.c_void_p(int(context.handle))
+
+    def current() -> int | None:
+        found = ctypes.c_void_p()
+        driver.cuCtxGetCurrent(ctypes.byref(found))
+        return found.value
+
+    def pop() -> None:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+    others = (
+        0  # users of the same context, PyTorch for one: out of the way, to see whether pycuda adds another
+    )
+    while current() == handle.value:
+        pop()
+        others += 1
+    context.detach()
+    if current() == handle.value:
+        pop()
+    for _ in range(others):
+        driver.cuCtxPushCurrent_v2(handle)
 
 
 class PinnedBuffer:

@@ -6,9 +6,10 @@ next slot's batch crosses the bus. Nothing is allocated after the start.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,30 +29,34 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorRTBackend"]
 
-INPUT, OUTPUT = "image", "restored"
-
 
 class Slot:
-    """One batch on its way: in, through the engine, out. Its context is current in every call."""
+    """One batch on its way: in, through the engine, out. The device's context is current in every call."""
 
     def __init__(self, device: Device, engine: trt.ICudaEngine, spec: EngineSpec, taken: ExitStack) -> None:
-        cuda = device.cuda
+        taken.callback(self.close)
+        cuda = self.cuda = device.cuda
         shape = (spec.batch, spec.height, spec.width, 3)
         dtype = np.uint8 if spec.pixel is Pixel.UINT8 else np.float32
-        self.cuda = cuda
         self.stream = cuda.Stream()
         self.done = cuda.Event(cuda.event_flags.DISABLE_TIMING)
         self.source, self.target = (self._buffer(device, shape, dtype, taken) for _ in range(2))
-        self.execution = engine.create_execution_context()
+        self.execution: trt.IExecutionContext | None = engine.create_execution_context()
         if self.execution is None:
             raise DeviceError(
                 f"{device.name}: TensorRT makes no execution context",
                 fix="free GPU memory, or fewer --streams",
             )
-        for name, buffer in ((INPUT, self.source), (OUTPUT, self.target)):
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        for name in names:  # one of each mode; torch-tensorrt has names of its own
+            buffer = self.source if engine.get_tensor_mode(name).name == "INPUT" else self.target
             if not self.execution.set_tensor_address(name, buffer.address):
-                raise EngineError(f"the engine has no tensor {name}", fix="build the engine again")
+                raise EngineError(f"the engine doesn't take its tensor {name}", fix="build the engine again")
         self.images = 0  # of the batch on its way
+
+    def close(self) -> None:
+        """Ends what CUDA and TensorRT made, also where somebody still holds the slot; buffers go before."""
+        self.execution = self.done = self.stream = None
 
     @staticmethod
     def _buffer(device: Device, shape: tuple[int, ...], dtype: Any, taken: ExitStack) -> PinnedBuffer:
@@ -65,7 +70,7 @@ class Slot:
         self.source.host[: self.images] = batch
         self.source.host[self.images :] = 0  # a short last batch
         self.cuda.memcpy_htod_async(self.source.device, self.source.host, self.stream)
-        if not self.execution.execute_async_v3(self.stream.handle):
+        if not self.execution or not self.execution.execute_async_v3(self.stream.handle):
             raise DeviceError("TensorRT did not take the batch", fix="run it again; report it if it stays")
         self.cuda.memcpy_dtoh_async(self.target.host, self.target.device, self.stream)
         self.done.record(self.stream)
@@ -90,6 +95,7 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
         self.manifest, self._plan = engine
         self._wanted, self._count = device, slots
         self._slots: list[Slot] = []
+        self._engine: trt.ICudaEngine | None = None
         self._taken = ExitStack()
         self._device: Device | None = None
 
@@ -108,11 +114,11 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
             device = taken.enter_context(open_device(self._wanted))
             inside = ExitStack()
             taken.callback(_close_inside, device, inside)
-            with device.current(), device.errors("loading the engine"):
-                engine = self._load(library, device)
-                inside.callback(self._slots.clear)  # after the buffers: streams and execution contexts
+            with device.current(), device.errors("loading the engine"), _frames_cleared():
+                self._engine = self._load(library, device)
+                inside.callback(self._forget)  # after the buffers: streams, execution contexts, the engine
                 for _ in range(self._count):
-                    self._slots.append(Slot(device, engine, self.spec, inside))
+                    self._slots.append(Slot(device, self._engine, self.spec, inside))
             taken.callback(self._drain, device)
             self._device, self._taken = device, taken.pop_all()
         return self
@@ -122,6 +128,11 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
     ) -> None:
         self._device = None
         self._taken.close()
+
+    def _forget(self) -> None:
+        """The last references: these objects end while the device's context is current."""
+        self._slots.clear()
+        self._engine = None
 
     def _drain(self, device: Device) -> None:
         """Waits until nothing is on its way, lest buffers be freed or filled under a running batch."""
@@ -183,6 +194,16 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
             raise ImageError(
                 f"a batch of {batch.dtype} {batch.shape} for an engine of {spec}", fix="choose another engine"
             )
+
+
+@contextmanager
+def _frames_cleared() -> Iterator[None]:
+    """An error's frames hold objects of TensorRT's, which must end while the device's context is current."""
+    try:
+        yield
+    except BaseException as exc:
+        traceback.clear_frames(exc.__traceback__)
+        raise
 
 
 def _close_inside(device: Device, inside: ExitStack) -> None:

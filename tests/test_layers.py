@@ -80,7 +80,8 @@ def test_the_inspector_is_read_in_both_of_its_dialects() -> None:
         }
     )
     conv, added = layers_from_inspector(text)
-    assert (conv.types, conv.constants) == ({"FP16", "FP32"}, {"Half"})
+    assert conv.types == {"FP16", "FP32"}
+    assert conv.constants == {"Half"}
     assert conv.nodes == ("conv1", "relu")
     assert conv.in_precision(Precision.FP16)
     assert added.in_precision(Precision.BF16)
