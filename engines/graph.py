@@ -36,8 +36,8 @@ class Types:
     def of(cls, precision: Precision) -> Types:
         """Those of an engine: convolutions in its precision, images in float32.
 
-        Images in FP16 lose the most at many loops, and in float32 they cost one addition of 6 channels a
-        stage; the fusion head in float32 would gain nothing (docs/measurements.md, "Half precision").
+        What that brings, and what more of float32 would: docs/measurements.md, "Half precision". It costs an
+        addition of 6 channels a stage.
         """
         return cls(features=precision, images=Precision.FP32, fusion=precision)
 

@@ -17,7 +17,7 @@ from random_weights import random_checkpoint
 from test_graph import STITCHES, by_pytorch, random_image, run, unit
 from test_layout import LAYOUTS
 
-from cmudrn.checkpoint import read_checkpoint
+from cmudrn.checkpoint import load_model, read_checkpoint
 from cmudrn.engines.graph import Types, typed_graph
 from cmudrn.engines.layout import Branches, Layout
 from cmudrn.engines.nodes import TYPES
@@ -46,10 +46,15 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def photo() -> NDArray[np.uint8]:
-    """A real one, 1 x 128 x 128."""
-    with Image.open(Path(__file__).parents[1] / "examples/weather/casa-mila-rain.jpg") as picture:
-        return np.asarray(picture.convert("RGB"))[None, 100:228, 100:228]
+def photos() -> NDArray[np.uint8]:
+    """The middles of three real ones, 96x96: those in which half precision loses the most, of the six."""
+    middles = []
+    for name in ("oakland-zoo-otters-rain", "beacon-street-sunset-rain", "lake-sherburne-snow"):
+        with Image.open(Path(__file__).parents[1] / "examples" / "weather" / f"{name}.jpg") as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        top, left = ((side - 96) // 2 for side in pixels.shape[:2])
+        middles.append(pixels[top : top + 96, left : left + 96])
+    return np.stack(middles)
 
 
 @pytest.mark.parametrize("stitches", STITCHES, ids=str)
@@ -123,16 +128,29 @@ def test_the_papers_constants_are_computed_once() -> None:
     assert {channels[node.input[1]] for node in stems} == {3}
 
 
-@pytest.mark.parametrize("loops", range(1, 8))
-def test_fp16_lies_within_60_db_of_the_model(loops: int, photo: NDArray[np.uint8]) -> None:
-    """Before rounding to grey levels, with the shipped weights, every intermediate result rounded to half."""
-    checkpoint, image = read_checkpoint("default"), unit(photo)
-    exact = by_pytorch(checkpoint, loops, image)["restored"].clamp(0, 1).numpy()
-    fp16 = spec(loops=loops, height=128, width=128, precision=Precision.FP16)
-    found = run(typed_graph(checkpoint, fp16), image)["restored"]
-    error = float(((found - exact) ** 2).mean())
-    assert error > 1e-12  # it did round
-    assert -10 * math.log10(error) >= 60
+def errors(types: Types | None, loops: int, photos: NDArray[np.uint8]) -> list[float]:
+    """Mean squares of the FP16 graph of the shipped weights against the model, photograph by photograph."""
+    checkpoint, images = read_checkpoint("default"), unit(photos)
+    fp16 = spec(loops=loops, height=96, width=96, precision=Precision.FP16)
+    graph = typed_graph(checkpoint, fp16, types=types)
+    with torch.inference_mode():
+        restored = load_model(loops=loops)(torch.from_numpy(images).permute(0, 3, 1, 2))
+    exact = restored.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    found = [run(graph, image[None])["restored"][0] for image in images]
+    return [float(((one - other) ** 2).mean()) for one, other in zip(found, exact, strict=True)]
+
+
+# At 6 and 7 loops these weights answer a change of 72 dB in the input with one of 60 and less, and so they do
+# to rounding: docs/measurements.md, "Half precision".
+LEAST_DB = {1: 60, 2: 60, 3: 60, 4: 60, 5: 60, 6: 55, 7: 55}
+
+
+@pytest.mark.parametrize("loops", LEAST_DB)
+def test_fp16_lies_close_to_the_model(loops: int, photos: NDArray[np.uint8]) -> None:
+    """The worst of real photographs, before rounding to grey levels; every intermediate result is in half."""
+    worst = max(errors(None, loops, photos))
+    assert worst > 1e-12  # it did round
+    assert -10 * math.log10(worst) >= LEAST_DB[loops]
 
 
 @pytest.mark.parametrize("extreme", ["black", "white", "checkerboard", "stripes", "noise", "red"])
@@ -161,16 +179,11 @@ def test_fp16_never_overflows(extreme: str) -> None:
             assert np.abs(values).max() < 65504 / 16, name  # four bits from the largest half
 
 
-def test_the_image_path_is_float32_for_a_reason(photo: NDArray[np.uint8]) -> None:
-    checkpoint, image = read_checkpoint("default"), unit(photo)
-    exact = by_pytorch(checkpoint, 7, image)["restored"].clamp(0, 1).numpy()
-    fp16 = spec(loops=7, height=128, width=128, precision=Precision.FP16)
+@pytest.mark.parametrize("loops", [1, 3])
+def test_the_image_path_is_float32_for_a_reason(loops: int, photos: NDArray[np.uint8]) -> None:
     half = Precision.FP16
-    errors = [
-        float(((run(typed_graph(checkpoint, fp16, types=types), image)["restored"] - exact) ** 2).mean())
-        for types in (None, Types(features=half, images=half, fusion=half))
-    ]
-    assert errors[0] < errors[1]
+    all_half = errors(Types(features=half, images=half, fusion=half), loops, photos)
+    assert sum(errors(None, loops, photos)) < 0.97 * sum(all_half)
 
 
 def test_bfloat16_weights_are_rounded_as_pytorch_rounds() -> None:
