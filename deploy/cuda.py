@@ -26,7 +26,7 @@ def load_driver() -> ModuleType:
         import pycuda.driver as cuda
     except ImportError as exc:  # of the package or of libcuda.so.1, which its text names
         raise EnvironmentMissing(
-            f"no CUDA here: {exc}", fix="install the NVIDIA driver, then pip install 'cmudrn[tensorrt]'"
+            f"no CUDA here: {exc}", fix="install the NVIDIA driver, then pip install 'cmudrn[cuda]'"
         ) from exc
     try:
         cuda.init()

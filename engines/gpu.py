@@ -23,7 +23,7 @@ def local_gpu() -> Gpu:
     except ImportError as exc:  # the package, or the driver's library, which its text names
         raise EnvironmentMissing(
             f"no GPU can be asked for: {exc}",
-            fix="pip install 'cmudrn[tensorrt]' where an NVIDIA driver is, or build with --flavor rtx",
+            fix="pip install 'cmudrn[cuda]' where an NVIDIA driver is, or build with --flavor rtx",
         ) from exc
     try:
         cuda.init()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -15,49 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from test_manifest import SPEC, manifest_of
+from store_cases import KEY, PLAN, find, names, refused, store_with_one
+from test_manifest import manifest_of
 
 from cmudrn.engines.flavors import Flavor, Library
-from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
-from cmudrn.engines.store import Engine, EngineStore, Wanted
+from cmudrn.engines.spec import EngineSpec
+from cmudrn.engines.store import Engine, EngineStore
 from cmudrn.errors import EngineError
-
-KEY = manifest_of().key
-PLAN = b"plan" * 1000
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> EngineStore:
     """With one engine in it."""
-    store = EngineStore(tmp_path / "store")
-    store.put(PLAN, manifest_of(PLAN))
-    return store
-
-
-def names(store: EngineStore) -> set[str]:
-    return {path.name for path in store.folder.iterdir()} - {".lock"}
-
-
-def refused(ask: Callable[[], object]) -> EngineError:
-    """The error, which is one line with a way out, and comes at once."""
-
-    def too_late(*_: object) -> None:
-        raise TimeoutError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, too_late)
-    signal.alarm(20)
-    try:
-        with pytest.raises(EngineError) as error:
-            ask()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    assert str(error.value).isprintable()
-    assert error.value.fix
-    return error.value
+    return store_with_one(tmp_path / "store")
 
 
 # What it is
@@ -321,113 +292,6 @@ def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
     assert store.folder.read_text() == "a file"
 
 
-# A plan is code
-
-
-def make_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def make_link(path: Path) -> None:
-    path.symlink_to(path.rename(path.with_name("elsewhere")))
-
-
-def make_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def make_huge(path: Path) -> None:
-    os.truncate(path, 1 << 40)  # without using the disk; nobody could read it in time
-
-
-@pytest.mark.parametrize("kind", ["engine", "json"])
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda path: path.chmod(0o664), "others may write it"),
-        (lambda path: path.chmod(0o646), "others may write it"),
-        (make_fifo, "not a regular file"),
-        (make_folder, "not a regular file"),
-        (make_link, "a symbolic link"),
-        (make_huge, "1099511627776 bytes, not "),
-        (lambda path: path.unlink(), "no such engine"),
-    ],
-    ids=["group", "others", "fifo", "folder", "link", "huge", "gone"],
-)
-def test_a_file_that_others_may_have_made_is_refused(
-    store: EngineStore, kind: str, change: Callable[[Path], object], says: str
-) -> None:
-    path = store.folder / f"{KEY}.{kind}"
-    change(path)
-    error = refused(lambda: store.load(KEY))
-    assert re.search(f"^{re.escape(str(path))}: ({says})", error.what)
-    if "write" in says:
-        assert f"chmod go-w {path}" in error.fix
-        path.chmod(0o644)
-        assert store.load(KEY).plan == PLAN
-    elif change is not make_folder:
-        store.put(PLAN, manifest_of(PLAN))  # the way out
-        assert store.load(KEY).plan == PLAN
-
-
-@pytest.mark.parametrize("kind", ["engine", "json"])
-def test_a_file_of_another_user_is_refused(
-    store: EngineStore, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    if os.geteuid() == 0:
-        os.chown(store.folder / f"{KEY}.{kind}", 12345, -1)
-    else:  # nobody can give files away: so it is this user who is another
-        own = os.geteuid()
-        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
-    assert "belongs to user" in refused(lambda: store.load(KEY)).what
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root owns root's files")
-def test_a_file_of_root_is_trusted_by_everyone(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert store.load(KEY).plan == PLAN
-
-
-@pytest.mark.parametrize(
-    ("plan", "says"),
-    [
-        (PLAN[:-1] + b"m", "not the plan that was built"),
-        (PLAN[:-1], "3999 bytes, not 4000"),
-        (PLAN + b"!", "4001 bytes, not 4000"),
-        (b"", "0 bytes, not 4000"),
-    ],
-)
-def test_a_plan_of_other_bytes_is_refused(store: EngineStore, plan: bytes, says: str) -> None:
-    (store.folder / f"{KEY}.engine").write_bytes(plan)
-    assert says in refused(lambda: store.load(KEY)).what
-    assert says in refused(lambda: store.verify(KEY)).what
-    assert says in refused(lambda: find(store)).what
-    assert store.manifest(KEY) == manifest_of(PLAN)
-
-
-def test_a_manifest_of_an_unknown_schema_is_refused(store: EngineStore) -> None:
-    path = store.folder / f"{KEY}.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    error = refused(lambda: store.load(KEY))
-    assert "schema = 2" in error.what
-    assert "update cmudrn" in error.fix
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["", "../outside", "/etc/passwd", "a/b", f"{KEY}\n", "a b", "a\0b", "t٣", "\udcff", "a" * 300, "..", "."],
-)
-def test_a_key_is_never_a_path(store: EngineStore, key: str) -> None:
-    outside = store.folder.parent / "outside.json"
-    outside.write_bytes(manifest_of().to_json())
-    for ask in (store.manifest, store.load, store.verify, store.remove):
-        refused(lambda ask=ask: ask(key))  # type: ignore[misc]
-    assert outside.exists()
-    assert store.load(KEY).plan == PLAN
-
-
 # The list
 
 
@@ -495,145 +359,3 @@ def test_pruning_takes_engines_of_other_versions_only_where_it_is_told_to(store:
     later = [library(Flavor.TENSORRT, "11.4.0.107"), here[1]]
     assert store.prune(keep=later) == [f"{KEY}.engine", f"{KEY}.json"]
     assert store.manifests() == ([rtx], [])
-
-
-# The engine that fits
-
-
-def find(
-    store: EngineStore,
-    spec: EngineSpec = SPEC,
-    flavor: Flavor = Flavor.TENSORRT,
-    version: str = "11.4.0.106",
-    targets: tuple[str, ...] = ("sm90",),
-    weights_sha256: str = "2" * 64,
-) -> Engine:
-    return store.find(
-        Wanted(spec=spec, flavor=flavor, version=version, targets=targets, weights_sha256=weights_sha256)
-    )
-
-
-def test_the_first_target_with_an_engine_is_taken(store: EngineStore) -> None:
-    portable = manifest_of(b"portable", target="sm80+")
-    store.put(b"portable", portable)
-    assert find(store).plan == PLAN
-    assert find(store, targets=("sm80+", "sm90")).plan == b"portable"
-    assert find(store, targets=("sm89", "sm90", "sm80+")).plan == PLAN
-    store.remove(KEY)
-    assert find(store, targets=("sm90", "sm80+")) == Engine(portable, b"portable")
-
-
-def at(loops: int, height: int, width: int) -> EngineSpec:
-    return EngineSpec(loops=loops, height=height, width=width, batch=8)
-
-
-FIT = "those for T = 3 at 500x400"
-
-
-@pytest.mark.parametrize(
-    ("asked", "says"),
-    [
-        ({"spec": at(4, 500, 400)}, "no engine for T = 4 at 500x400; those here are for T = 3 at 500x400"),
-        ({"spec": at(3, 400, 500)}, "no engine for T = 3 at 400x500; those here are for T = 3 at 500x400"),
-        (
-            {"spec": EngineSpec(loops=3, height=500, width=400)},
-            "no engine with batch 1, fp16, uint8 pixels, fused output; "
-            f"{FIT} are with batch 8, fp16, uint8 pixels, fused output",
-        ),
-        ({"flavor": Flavor.RTX}, f"no engine of rtx 11.4.0.106; {FIT} are of tensorrt 11.4.0.106"),
-        (
-            {"version": "11.4.0.107", "weights_sha256": "3" * 64},
-            f"no engine of tensorrt 11.4.0.107; {FIT} are of tensorrt 11.4.0.106",
-        ),
-        ({"targets": ("sm89", "sm80+")}, f"no engine for sm89 or for sm80+; {FIT} are for sm90"),
-        (
-            {"weights_sha256": "3" * 64},
-            f"no engine of weights 333333333333; {FIT} are of weights 222222222222",
-        ),
-    ],
-)
-def test_where_none_fits_the_nearest_reason_is_said(
-    store: EngineStore, asked: dict[str, object], says: str
-) -> None:
-    error = refused(lambda: find(store, **asked))  # type: ignore[arg-type]
-    assert error.what == f"{store.folder}: {says}"
-    assert error.fix.startswith("cmudrn build-engine --loops ")
-
-
-def test_the_sizes_and_loops_that_there_are_are_listed_in_order_up_to_a_point(tmp_path: Path) -> None:
-    store = EngineStore(tmp_path)
-    assert refused(lambda: find(store)).what.endswith("no engine for T = 3 at 500x400; the store holds none")
-    for height in (100, 90, 1000, 80, 70, 60, 50, 40, 30, 20):
-        spec = EngineSpec(loops=1 + height // 1000, height=height, width=64)
-        store.put(PLAN, manifest_of(PLAN, spec))
-    listed = ", ".join(f"for T = 1 at {height}x64" for height in (20, 30, 40, 50, 60, 70, 80, 90))
-    assert refused(lambda: find(store)).what.endswith(f"; those here are {listed}, and 2 more")
-
-
-def test_an_engine_that_would_fit_but_is_not_trusted_says_so(store: EngineStore) -> None:
-    (store.folder / f"{KEY}.json").chmod(0o666)
-    assert "others may write it" in refused(lambda: find(store)).what
-
-
-@pytest.mark.parametrize(
-    ("changes", "command"),
-    [
-        ({}, "--loops 3 --size 500x400 --batch 8 --flavor rtx"),
-        ({"spec": EngineSpec(loops=3, height=500, width=400)}, "--loops 3 --size 500x400 --flavor rtx"),
-        ({"flavor": Flavor.TENSORRT}, "--loops 3 --size 500x400 --batch 8 --flavor tensorrt"),
-        ({"targets": ["sm75"]}, "--loops 3 --size 500x400 --batch 8 --flavor rtx --target sm75"),
-        (
-            {"weights": "my own.safetensors"},
-            "--loops 3 --size 500x400 --batch 8 --weights 'my own.safetensors' --flavor rtx",
-        ),
-        (
-            {
-                "spec": EngineSpec(
-                    loops=1,
-                    height=9,
-                    width=8,
-                    precision=Precision.BF16,
-                    pixel=Pixel.FLOAT32,
-                    output=Output.RAIN,
-                )
-            },
-            "--loops 1 --size 9x8 --precision bf16 --pixel float32 --output rain --flavor rtx",
-        ),
-    ],
-)
-def test_the_command_that_builds_one_names_what_is_not_as_usual(
-    changes: dict[str, Any], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = Wanted(
-        spec=SPEC, flavor=Flavor.RTX, version="1.7", targets=["sm86", "sm80+"], weights_sha256="2" * 64
-    )
-    wanted = dataclasses.replace(usual, **changes)
-    monkeypatch.setenv("CMUDRN_STORE", str(tmp_path))
-    assert EngineStore(tmp_path).build_command(wanted) == f"cmudrn build-engine {command}"
-    elsewhere = EngineStore(tmp_path / "my store").build_command(wanted)
-    assert elsewhere == f"cmudrn build-engine {command} --store '{tmp_path}/my store'"
-
-
-# Timing caches
-
-
-def test_timings_are_kept_for_each_gpu_and_version(store: EngineStore) -> None:
-    store.keep_timing_cache("NVIDIA H100 80GB", "11.4.0.106", b"a")
-    store.keep_timing_cache("NVIDIA H100 80GB", "11.5.0.1", b"b")
-    store.keep_timing_cache("../../../etc/x\n", "../1", b"c")
-    assert store.timing_cache("NVIDIA H100 80GB", "11.4.0.106") == b"a"
-    assert store.timing_cache("NVIDIA H100 80GB", "11.5.0.1") == b"b"
-    assert store.timing_cache("../../../etc/x\n", "../1") == b"c"
-    assert store.timing_cache("NVIDIA L4", "11.4.0.106") is None
-    timings = {name for name in names(store) if name.startswith("timing-")}
-    assert "timing-NVIDIA-H100-80GB-11.4.0.106.cache" in timings
-    assert len(timings) == 3
-
-
-@pytest.mark.parametrize("change", [lambda path: path.chmod(0o664), make_link, make_fifo, make_huge])
-def test_timings_that_others_may_have_written_are_none(
-    store: EngineStore, change: Callable[[Path], object]
-) -> None:
-    store.keep_timing_cache("H100", "11.4", b"timings")
-    change(store.folder / "timing-H100-11.4.cache")
-    assert store.timing_cache("H100", "11.4") is None
