@@ -136,9 +136,10 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
 
     def _drain(self, device: Device) -> None:
         """Waits until nothing is on its way, lest buffers be freed or filled under a running batch."""
-        with device.current(), suppress(device.cuda.Error):
+        with device.current():
             for slot in self._slots:
-                slot.stream.synchronize()
+                with suppress(device.cuda.Error):  # told before, to whoever was waiting
+                    slot.stream.synchronize()
 
     def stream(self, batches: Iterable[PixelBatch]) -> Iterator[PixelBatch]:
         """Each batch restored, in order, same shape and dtype; reads ahead as many as there are slots.

@@ -354,7 +354,7 @@ def test_whatever_fails_in_mid_stream_is_an_error_of_ours_and_nothing_stays(
     driver: Driver, failing: str
 ) -> None:
     run = driver.run_body(__name__, "stream_that_fails", {"HOSTCUDA_FAIL": failing})
-    assert run.returncode == 0, run.output
+    assert run.returncode == 0, (run.last_fault, run.output)
     assert run.stats.live_streams == run.stats.live_events == run.stats.live_contexts == 0, run.stats
     assert run.stats.live_device_blocks == run.stats.live_pinned_blocks == 0, run.stats
 

@@ -8,11 +8,13 @@ too early.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, TypeAlias
@@ -26,6 +28,7 @@ HEAD = b"hostcuda plan "
 UNDEFINED = 0xA5  # of the output, until it has been computed
 ALIGNMENT = 256  # bytes, of a tensor's address
 ERRORS_ONLY = 3  # ONNX Runtime's severity
+LONGEST_RUN_S = 20
 
 _driver = ctypes.CDLL("libcuda.so.1")
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -314,8 +317,21 @@ _numbers = itertools.count(1)
 _launches: dict[int, _Launch] = {}
 
 
+# Runs that compute at this moment. On a broken context nobody waits for them, and Python, when it ends, would
+# end them in the middle of ONNX Runtime; a GPU's kernels are not in the process.
+_computing: set[int] = set()
+
+
+@atexit.register
+def _let_them_end() -> None:
+    deadline = time.monotonic() + LONGEST_RUN_S
+    while _computing and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 def _run(number: int) -> None:
     """On the stream's thread."""
+    _computing.add(number)
     try:
         _launches.pop(number).run()
     except _BadMemory:
@@ -323,6 +339,8 @@ def _run(number: int) -> None:
     except BaseException as exc:
         _driver.hostcuda_fail(f"the engine failed: {exc!r}".encode())
         raise
+    finally:
+        _computing.discard(number)
 
 
 _run_launch = _HostFunction(_run)
