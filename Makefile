@@ -23,7 +23,7 @@ test: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/pytest
 
 # What only a GPU can tell; says what was skipped, and why. TORCH and the extras there are yours to choose:
-# GPU_ENV names an environment with cmudrn[train,test] and cmudrn[tensorrt] or cmudrn[rtx] installed.
+# GPU_ENV names an environment with cmudrn[train,test] and cmudrn[tensorrt] or cmudrn[rtx,cuda] installed.
 GPU_ENV ?= $(TEST_ENV)
 gpu-check: $(GPU_ENV)/bin/pytest
 	$(GPU_ENV)/bin/pytest tests/gpu -rs -v -s

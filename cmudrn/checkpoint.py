@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from cmudrn.errors import CheckpointError, EnvironmentMissing
+from cmudrn.errors import CheckpointError, EnvironmentMissing, UsageError
 from cmudrn.files import replacing
+from cmudrn.stitches import check_stitches
 
 if TYPE_CHECKING:
     from cmudrn.model import CMUDRN, DRN
@@ -38,9 +39,6 @@ FORMAT = "cmudrn-1"
 
 def _conv_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (outputs, inputs, 3, 3), f"{name}.bias": (outputs,)}
-
-
-STITCH_POINTS = ("stem", "block1", "block2", "body")  # as in the model, for those without torch
 
 
 class NetworkKind(str, Enum):
@@ -205,12 +203,10 @@ def check_tensors(checkpoint: Checkpoint, name: str, *, network: NetworkKind = N
             f"{name}: weights of a {checkpoint.network.value}, not of a {network.value}",
             fix="give weights of CMUDRN; a lone DRN is a baseline, for `cmudrn evaluate` only",
         )
-    for point, alpha in checkpoint.stitches.items():
-        if point not in STITCH_POINTS or not 0 <= alpha <= 1:
-            raise CheckpointError(
-                f"{name}: a stitch at {point} with alpha = {alpha:g}",
-                fix=f"points are {', '.join(STITCH_POINTS)}; alpha is 0 to 1",
-            )
+    try:
+        check_stitches(checkpoint.stitches)
+    except UsageError as exc:
+        raise CheckpointError(f"{name}: {exc.what}", fix=exc.fix) from exc
     fix = "give weights of CMUDRN with 16 channels"
     shapes = TENSOR_SHAPES[network]
     for tensor, shape in shapes.items():

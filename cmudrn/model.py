@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from cmudrn.errors import UsageError
+from cmudrn.stitches import STITCH_POINTS, check_stitches
 
 __all__ = [
     "CMUDRN",
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 CHANNELS = 16
-STITCH_POINTS = ("stem", "block1", "block2", "body")
 PAPER_STITCHES: Mapping[str, float] = {"stem": 0.5, "body": 0.5}  # its alpha; its points are not told
 
 
@@ -45,11 +45,7 @@ class ModelConfig:
         for name in ("inter_loops", "intra_loops"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}", fix="give 1 or more; 3 is the default")
-        for point, alpha in self.stitches.items():
-            if point not in STITCH_POINTS:
-                raise UsageError(f"no stitch point {point!r}", fix=f"choose from {', '.join(STITCH_POINTS)}")
-            if not 0 <= alpha <= 1:
-                raise UsageError(f"alpha = {alpha} at {point}", fix="give 0 to 1; the paper has 0.5")
+        check_stitches(self.stitches)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:

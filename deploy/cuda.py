@@ -15,27 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cmudrn.errors import DeviceError, EnvironmentMissing, UsageError
+from cmudrn.engines.gpu import describe_gpu, load_driver
+from cmudrn.errors import DeviceError, UsageError
 
 __all__ = ["Device", "PinnedBuffer", "open_device"]
-
-
-def load_driver() -> ModuleType:
-    """pycuda.driver, initialised. Raises EnvironmentMissing without the package, the driver or a GPU."""
-    try:
-        import pycuda.driver as cuda
-    except ImportError as exc:  # of the package or of libcuda.so.1, which its text names
-        raise EnvironmentMissing(
-            f"no CUDA here: {exc}", fix="install the NVIDIA driver, then pip install 'cmudrn[cuda]'"
-        ) from exc
-    try:
-        cuda.init()
-    except cuda.Error as exc:
-        raise EnvironmentMissing(
-            f"the NVIDIA driver does not start: {exc}", fix="see nvidia-smi; a newer driver may be needed"
-        ) from exc
-    driver: ModuleType = cuda
-    return driver
 
 
 @dataclass(frozen=True)
@@ -80,21 +63,17 @@ def open_device(wanted: str = "0") -> Iterator[Device]:
     Raises EnvironmentMissing where there is no GPU at all, UsageError where there is no such one.
     """
     cuda = load_driver()
-    count = cuda.Device.count()
-    if not count:
-        raise EnvironmentMissing("CUDA shows no GPU", fix="see nvidia-smi and CUDA_VISIBLE_DEVICES")
     try:
         device = cuda.Device(int(wanted) if wanted.isdigit() else wanted)
     except cuda.Error as exc:
-        shown = ", ".join(f"{i} ({cuda.Device(i).pci_bus_id()})" for i in range(count))
+        shown = ", ".join(f"{i} ({cuda.Device(i).pci_bus_id()})" for i in range(cuda.Device.count()))
         raise UsageError(f"--device {wanted}: {exc}", fix=f"give one of {shown}") from exc
-    major, minor = device.compute_capability()
     try:
         context = device.retain_primary_context()
     except cuda.Error as exc:
         raise DeviceError(f"{device.name()}: {exc}", fix="see nvidia-smi: is it used up or shut?") from exc
     try:
-        yield Device(cuda, context, device.name(), f"sm{major}{minor}")
+        yield Device(cuda, context, *describe_gpu(device))
     finally:
         _release(context)
 

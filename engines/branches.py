@@ -68,25 +68,21 @@ def stack(weights: Weights, name: str) -> Array:
     return np.concatenate([weights[f"{branch}.{name}"] for branch in BRANCHES])
 
 
+def in_blocks(top: tuple[Array, Array], bottom: tuple[Array, Array]) -> Array:
+    """[outputs, inputs, ...] of four: outputs one below the other, inputs side by side."""
+    return np.concatenate([np.concatenate(row, axis=1) for row in (top, bottom)])
+
+
 def block_diagonal(rain: Array, snow: Array) -> Array:
     """Both convolutions as one that sees both branches' channels; zeros from one to the other."""
-    apart = (
-        np.concatenate([rain, np.zeros_like(rain)], axis=1),
-        np.concatenate([np.zeros_like(snow), snow], axis=1),
-    )
-    return np.concatenate(apart)
+    return in_blocks((rain, np.zeros_like(rain)), (np.zeros_like(snow), snow))
 
 
 def stitched_conv_out(weights: Weights, alpha: float) -> Array:
     """[6, 32, 3, 3]: conv_out of stitched features, a' = alpha a + (1 - alpha) b, as conv_out of a and b."""
     rain, snow = (weights[f"{branch}.conv_out.weight"] for branch in BRANCHES)
     own, other = np.float32(alpha), np.float32(1 - alpha)
-    return np.concatenate(
-        [
-            np.concatenate([own * rain, other * rain], axis=1),
-            np.concatenate([other * snow, own * snow], axis=1),
-        ]
-    )
+    return in_blocks((own * rain, other * rain), (other * snow, own * snow))
 
 
 class SeparateBranches:
@@ -202,6 +198,5 @@ class JoinedBranches:
         if point not in self.stitches:
             return f
         own, same = np.float32(self.stitches[point]), np.eye(CHANNELS, dtype=np.float32)
-        rows = [own * same, (1 - own) * same], [(1 - own) * same, own * same]
-        mixing = np.concatenate([np.concatenate(row, axis=1) for row in rows])[:, :, None, None]
+        mixing = in_blocks((own * same, (1 - own) * same), ((1 - own) * same, own * same))[:, :, None, None]
         return self.nodes.conv(f"{place}/{point}/stitched", f, mixing, None, layer=f"{point}.stitch")

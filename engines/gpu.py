@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from cmudrn.errors import EnvironmentMissing
 
-__all__ = ["Gpu", "local_gpu"]
+__all__ = ["Gpu", "describe_gpu", "load_driver", "local_gpu"]
 
 
 class Gpu(NamedTuple):
@@ -16,21 +17,33 @@ class Gpu(NamedTuple):
     target: str  # its compute capability: sm90
 
 
-def local_gpu() -> Gpu:
-    """The first GPU that CUDA shows. Raises EnvironmentMissing where there is none, with CUDA's reason."""
+def load_driver() -> ModuleType:
+    """pycuda.driver, initialised, with a GPU at least. Raises EnvironmentMissing, with CUDA's own reason."""
     try:
         import pycuda.driver as cuda
-    except ImportError as exc:  # the package, or the driver's library, which its text names
+    except ImportError as exc:  # of the package or of libcuda.so.1, which its text names
         raise EnvironmentMissing(
-            f"no GPU can be asked for: {exc}",
-            fix="pip install 'cmudrn[cuda]' where an NVIDIA driver is, or build with --flavor rtx",
+            f"no CUDA here: {exc}",
+            fix="install the NVIDIA driver, then pip install 'cmudrn[cuda]'; --flavor rtx builds without",
         ) from exc
     try:
         cuda.init()
-        device = cuda.Device(0)
     except cuda.Error as exc:
         raise EnvironmentMissing(
-            f"CUDA shows no GPU: {exc}", fix="see nvidia-smi and CUDA_VISIBLE_DEVICES, or --flavor rtx"
+            f"the NVIDIA driver does not start: {exc}", fix="see nvidia-smi; a newer driver may be needed"
         ) from exc
+    if not cuda.Device.count():
+        raise EnvironmentMissing("CUDA shows no GPU", fix="see nvidia-smi and CUDA_VISIBLE_DEVICES")
+    driver: ModuleType = cuda
+    return driver
+
+
+def describe_gpu(device: Any) -> Gpu:
+    """device: a pycuda.driver.Device."""
     major, minor = device.compute_capability()
     return Gpu(device.name(), f"sm{major}{minor}")
+
+
+def local_gpu() -> Gpu:
+    """The first GPU that CUDA shows. Raises EnvironmentMissing where there is none."""
+    return describe_gpu(load_driver().Device(0))

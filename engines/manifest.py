@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
 
+from cmudrn.engines.build import MOST_WORKSPACE_MB
 from cmudrn.engines.flavors import Flavor
 from cmudrn.engines.layers import LayerSummary
 from cmudrn.engines.layout import Layout
@@ -104,7 +105,9 @@ class Manifest:
                 graph_sha256=fields.text("graph_sha256", SHA256),
                 weights_sha256=fields.text("weights_sha256", SHA256),
                 optimization_level=fields.maybe("optimization_level", lambda key: fields.integer(key, 0, 5)),
-                workspace_mb=fields.maybe("workspace_mb", lambda key: fields.integer(key, 1, 1 << 24)),
+                workspace_mb=fields.maybe(
+                    "workspace_mb", lambda key: fields.integer(key, 1, MOST_WORKSPACE_MB)
+                ),
                 built_at=fields.text("built_at", UTC_TIME),
                 seconds=fields.number("seconds", 1e9),
                 layers=LayerSummary(

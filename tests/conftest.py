@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
+from hostcuda.build import Driver, build_once
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +18,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMUDRN_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A CUDA driver in host memory; skips, with the reason, where it cannot be built."""
+    return build_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

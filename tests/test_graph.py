@@ -138,6 +138,13 @@ def test_weights_that_do_not_fit_are_named() -> None:
         dynamic_graph(broken, loops=1)
 
 
+@pytest.mark.parametrize("stitches", [{"stem": 1.5}, {"block1": -0.3}, {"nowhere": 0.5}])
+def test_stitches_that_the_model_refuses_make_no_graph(stitches: dict[str, float]) -> None:
+    """Without the ReLU after a residual sum the graph would be another function."""
+    with pytest.raises(CheckpointError, match=next(iter(stitches))):
+        dynamic_graph(random_checkpoint(stitches), loops=1)
+
+
 @pytest.mark.parametrize("pixel", Pixel)
 @pytest.mark.parametrize("loops", range(1, 8))
 def test_the_shipped_graphs_are_those_of_the_shipped_weights(loops: int, pixel: Pixel) -> None:

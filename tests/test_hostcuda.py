@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import hostcuda
 import numpy as np
 import pytest
-from hostcuda.build import SOURCES, Driver, build_once, under_hostcuda
+from hostcuda.build import SOURCES, Driver, under_hostcuda
 from numpy.typing import NDArray
 from random_weights import random_checkpoint
 
@@ -40,11 +40,6 @@ POISON = 0xCB  # new memory
 UNDEFINED = 0xA5  # an engine's output, until it is there
 WAIT_S = 30  # longer than anything lasts
 SHAPE = (2, 12, 16, 3)  # of a batch
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    return build_once(tmp_path_factory)
 
 
 @contextmanager

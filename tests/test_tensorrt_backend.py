@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hostcuda
 import numpy as np
 import pytest
-from hostcuda.build import Driver, build_once, under_hostcuda
+from hostcuda.build import Driver, under_hostcuda
 from numpy.typing import NDArray
 from random_weights import random_checkpoint
 from test_manifest import manifest_of
@@ -35,11 +35,6 @@ else:
         cuda = trt = None
 
 SPEC = EngineSpec(loops=1, height=12, width=16, batch=4, precision=Precision.FP32)
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    return build_once(tmp_path_factory)
 
 
 def engine(spec: EngineSpec = SPEC, *, version: str | None = None, plan: bytes | None = None) -> Engine:

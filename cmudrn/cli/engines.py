@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmudrn.cli.deploy import Weights
+from cmudrn.cli.evaluate import OutputChoice
 from cmudrn.cli.values import need_onnx, need_positive, one_of, parse_depths, parse_sizes
 
 if TYPE_CHECKING:
@@ -29,9 +31,6 @@ PrecisionName = Annotated[
     str, typer.Option("--precision", metavar="fp16|bf16|fp32", help="Of the convolutions.")
 ]
 PixelName = Annotated[str, typer.Option("--pixel", metavar="uint8|float32", help="Of images at the edges.")]
-OutputName = Annotated[
-    str, typer.Option("--output", metavar="fused|rain|snow", help="Both branches' fused image, or one's.")
-]
 LayoutNames = Annotated[
     str,
     typer.Option(
@@ -40,7 +39,6 @@ LayoutNames = Annotated[
         help="How the graph is laid out: separate, grouped or dense; y-once, first-from-y.",
     ),
 ]
-Weights = Annotated[str, typer.Option(metavar="NAME|FILE", help="Shipped weights, or a .safetensors file.")]
 FlavorName = Annotated[
     str,
     typer.Option(
@@ -118,7 +116,7 @@ def build_engine(
     batch: Batch = 1,
     precision: PrecisionName = "fp16",
     pixel: PixelName = "uint8",
-    output: OutputName = "fused",
+    output: OutputChoice = "fused",
     layout: LayoutNames = "separate",
     weights: Weights = "default",
     flavor: FlavorName = "auto",
