@@ -22,13 +22,14 @@ demo: $(DEMO_ENV)/.done
 test: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/pytest
 
-# What only a GPU can tell; says what was skipped, and why. TORCH and the extras there are yours to choose:
-# GPU_ENV names an environment with cmudrn[train,test] and cmudrn[tensorrt] or cmudrn[rtx,cuda] installed.
+# What only a GPU can tell, offline and within ten minutes, into gpu-report.md and gpu-report.json: docs/gpu.md.
+# GPU_ENV names an environment with cmudrn[train,test], and cmudrn[tensorrt] or cmudrn[rtx,cuda], installed; which
+# TORCH is there, is yours to choose. GPU_CHECK: options of tools/gpu_check.py.
 GPU_ENV ?= $(TEST_ENV)
-gpu-check: $(GPU_ENV)/bin/pytest
-	$(GPU_ENV)/bin/pytest tests/gpu -rs -v -s
+gpu-check: $(GPU_ENV)/bin/python
+	$(GPU_ENV)/bin/python tools/gpu_check.py $(GPU_CHECK)
 
-$(TEST_ENV)/bin/pytest: | $(TEST_ENV)/.done
+$(TEST_ENV)/bin/python: | $(TEST_ENV)/.done
 
 check: $(TEST_ENV)/.done
 	$(TEST_ENV)/bin/ruff format --check .

@@ -19,9 +19,9 @@ from statistics import median
 
 from machine import heading
 
-from cmudrn.deploy.backend import Backends
-from cmudrn.deploy.job import InferJob
-from cmudrn.deploy.tiling import restore_pixels
+from cmudrn.deploy.backends import Backends
+from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+from cmudrn.deploy.tiling import restore_each
 from cmudrn.images import read_picture
 from cmudrn.metrics import psnr_db
 
@@ -30,6 +30,7 @@ LOOP = Path(__file__).with_name("eager_loop.py")
 
 def run_infer(photos: list[Path], folder: Path) -> float:
     command = [sys.executable, "-m", "cmudrn", "infer", *map(str, photos), "-o", str(folder), "--overwrite"]
+    command += ["--backend", "onnx"]
     return seconds_of(command, folder)
 
 
@@ -45,14 +46,14 @@ def seconds_of(command: list[str], folder: Path) -> float:
 
 
 def run_backend(photos: list[Path]) -> float:
-    job = InferJob(sources=tuple(photos))
+    job = InferJob(sources=tuple(photos), backend=BackendOptions(name=BackendName.ONNX))
     total = 0.0
     with Backends(job) as backends:
         for photo in photos:
             pixels = read_picture(photo).pixels
-            backend = backends.restoring(pixels.dtype)
+            restorer = backends.restorer(backends.pick(pixels.dtype, *pixels.shape[:2]))
             start = time.perf_counter()
-            restore_pixels(pixels, backend, tile_px=job.tile_px, overlap_px=job.overlap)
+            list(restore_each([pixels], restorer))
             total += time.perf_counter() - start
     return total
 

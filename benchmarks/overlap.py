@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from machine import heading
 
-from cmudrn.deploy.onnxruntime import OnnxBackend, shipped_graph
+from cmudrn.deploy.graphs import shipped_graph
+from cmudrn.deploy.onnxruntime import OnnxBackend
 from cmudrn.deploy.tiling import restore_pixels
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision, receptive_radius
 from cmudrn.images import Pixels, read_picture

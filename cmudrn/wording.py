@@ -1,10 +1,10 @@
-"""Numbers and lists in messages."""
+"""Numbers, lists and other libraries' errors in messages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "listed"]
+__all__ = ["counted", "listed", "one_line"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -16,3 +16,8 @@ def listed(names: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
     """The first few, and how many more there are."""
     more = f"{between}and {len(names) - most:,} more" if len(names) > most else ""
     return between.join(names[:most]) + more
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says, however many lines it took for that."""
+    return " ".join(str(error).split())

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cmudrn.engines.gpu import describe_gpu, load_driver
-from cmudrn.errors import DeviceError, UsageError
+from cmudrn.engines.gpu import describe_gpu, find_device, load_driver
+from cmudrn.errors import DeviceError, EnvironmentMissing
 
-__all__ = ["Device", "PinnedBuffer", "open_device"]
+__all__ = ["NON_BLOCKING", "Device", "PinnedBuffer", "open_device"]
+
+NON_BLOCKING = 1  # CUDA's, of a stream that doesn't wait for the default one; pycuda has no name for it
 
 
 @dataclass(frozen=True)
@@ -40,34 +42,37 @@ class Device:
             self.cuda.Context.pop()
 
     @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        """CUDA's errors as DeviceError, with its own words."""
+    def errors(self, doing: str, asked_bytes: int = 0) -> Iterator[None]:
+        """CUDA's errors as DeviceError, with its own words. asked_bytes: as of `out_of_memory`."""
         try:
             yield
         except self.cuda.MemoryError as exc:
-            free, total = self.cuda.mem_get_info()
-            raise DeviceError(
-                f"{self.name}: {doing}: out of memory, {free >> 20} of {total >> 20} MB are free: {exc}",
-                fix="use an engine of a smaller batch or size, fewer --streams, or another --device",
-            ) from exc
+            raise self.out_of_memory(doing, asked_bytes, str(exc)) from exc
         except self.cuda.Error as exc:
             raise DeviceError(
                 f"{self.name}: {doing}: {exc}", fix="see nvidia-smi and the kernel's log; run it again"
             ) from exc
+
+    def out_of_memory(self, doing: str, asked_bytes: int, why: str) -> DeviceError:
+        """asked_bytes: on the device, of all that was to be taken; 0 where that isn't known."""
+        free, total = (count >> 20 for count in self.cuda.mem_get_info())
+        asked = f", {-(-asked_bytes >> 20)} MB were asked for" if asked_bytes else ""
+        return DeviceError(
+            f"{self.name}: {doing}: out of memory, {free} of {total} MB are free{asked}: {why}",
+            fix="use an engine of a smaller batch or size, fewer --streams, or another --device",
+        )
 
 
 @contextmanager
 def open_device(wanted: str = "0") -> Iterator[Device]:
     """The device of that number among those that CUDA shows, or of that PCI bus id; released at the end.
 
-    Raises EnvironmentMissing where there is no GPU at all, UsageError where there is no such one.
+    Raises EnvironmentMissing where there is no GPU at all or the driver is too old, UsageError where there is
+    no such one.
     """
     cuda = load_driver()
-    try:
-        device = cuda.Device(int(wanted) if wanted.isdigit() else wanted)
-    except cuda.Error as exc:
-        shown = ", ".join(f"{i} ({cuda.Device(i).pci_bus_id()})" for i in range(cuda.Device.count()))
-        raise UsageError(f"--device {wanted}: {exc}", fix=f"give one of {shown}") from exc
+    _check_driver(cuda)
+    device = find_device(cuda, wanted)
     try:
         context = device.retain_primary_context()
     except cuda.Error as exc:
@@ -76,6 +81,16 @@ def open_device(wanted: str = "0") -> Iterator[Device]:
         yield Device(cuda, context, *describe_gpu(device))
     finally:
         _release(context)
+
+
+def _check_driver(cuda: ModuleType) -> None:
+    """Between minor versions of CUDA, newer programs run on older drivers; between major ones they don't."""
+    built, served = cuda.get_version()[0], cuda.get_driver_version()
+    if served // 1000 < built:
+        raise EnvironmentMissing(
+            f"the NVIDIA driver is for CUDA {served // 1000}.{served % 1000 // 10}, pycuda for CUDA {built}",
+            fix=f"install a newer driver, or install pycuda again with the toolkit of CUDA {served // 1000}",
+        )
 
 
 def _release(context: Any) -> None:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from cmudrn.engines.layout import Layout
 from cmudrn.engines.spec import Output
 from cmudrn.errors import UsageError
 from cmudrn.formats import ImageFormat
 from cmudrn.images import DEFAULT_MAX_PIXELS
 
-__all__ = ["DEFAULT_OVERLAP_PX", "Existing", "InferJob"]
+__all__ = ["DEFAULT_OVERLAP_PX", "DEFAULT_TILE_PX", "BackendName", "BackendOptions", "Existing", "InferJob"]
 
 # By loops: the smallest with PSNR >= 60 dB against the whole image, for the default weights
 # (benchmarks/overlap.py), and never less than at fewer loops.
 DEFAULT_OVERLAP_PX: Mapping[int, int] = {1: 6, 2: 13, 3: 17, 4: 26, 5: 30, 6: 34, 7: 39}
+DEFAULT_TILE_PX = 768  # of backends that take any size
+CPU = "cpu"
+MOST_STREAMS = 16
 MOST_AT_ONCE = 1024  # tiles or threads: more are a slip of the hand, and end in the middle of a library
+
+
+def need_between(least: int, most: int | None, **options: int | None) -> None:
+    """Raises UsageError for the first option that is out of these bounds; None is not given."""
+    for name, value in options.items():
+        told = f"--{name.replace('_', '-')} {value}"
+        if value is not None and value < least:
+            raise UsageError(told, fix=f"give {least} or more")
+        if value is not None and most is not None and value > most:
+            raise UsageError(told, fix=f"give {most} or less")
 
 
 class Existing(str, Enum):
@@ -28,6 +42,47 @@ class Existing(str, Enum):
     SKIP = "skip"
 
 
+class BackendName(str, Enum):
+    """Whose code restores."""
+
+    AUTO = "auto"  # certified engines where they fit, else OpenVINO in certified bfloat16, else ONNX Runtime
+    TENSORRT = "tensorrt"  # engines of the store, of TensorRT and TensorRT-RTX
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TORCH = "torch"  # the reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """Which backend, and how it is run."""
+
+    name: BackendName = BackendName.AUTO
+    devices: tuple[str, ...] = ()  # GPUs by number or PCI bus id, or cpu; (): the first GPU there is
+    streams: int = 2  # batches on their way at once on each GPU
+    cuda_graphs: bool = True  # replayed, where cuda-bindings is installed
+    threads: int | None = None  # on the CPU; None: one for each core
+    allow_unverified: bool = False  # engines without a certificate, or with one that they failed
+    store: Path | None = None  # of engines; None: the usual one
+    engine: str | None = None  # the key of the only one to take; with AUTO, others where it doesn't fit
+
+    def __post_init__(self) -> None:
+        need_between(1, MOST_AT_ONCE, threads=self.threads)
+        need_between(1, MOST_STREAMS, streams=self.streams)
+        if self.on_cpu and self.name is BackendName.TENSORRT:
+            raise UsageError("--device cpu: engines run on a GPU", fix="give a GPU, or another --backend")
+        if self.on_cpu and len(self.devices) > 1:
+            raise UsageError("--device cpu, and another besides", fix="give the one or the other")
+        if self.devices and self.name is BackendName.OPENVINO and not self.on_cpu:
+            raise UsageError(f"--device {self.devices[0]}: OpenVINO runs on the CPU here", fix="--device cpu")
+        if len(set(self.devices)) < len(self.devices):
+            raise UsageError(f"--device {' --device '.join(self.devices)}", fix="give each device once")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Told to stay there."""
+        return CPU in self.devices
+
+
 @dataclass(frozen=True, kw_only=True)
 class InferJob:
     """All that `cmudrn infer` is told."""
@@ -36,10 +91,11 @@ class InferJob:
     out: Path | None = None  # None: beside each source, with "-restored" in the name
     loops: int = 3  # T: inter = intra = T, 1 to 7
     output: Output = Output.FUSED
-    tile_px: int = 768  # side of a square tile, overlap included
+    tile_px: int | None = None  # side of a tile, overlap included, at most; None: an engine's, or the usual
     overlap_px: int | None = None  # None: the smallest with PSNR >= 60 dB against the whole image
-    batch: int = 1  # tiles at once
-    threads: int | None = None  # of the backend; None: one for each core
+    batch: int | None = None  # tiles at once, at most; None: an engine's, or one
+    layout: Layout | None = None  # of graphs that need no engine; None: that of the shipped ones
+    backend: BackendOptions = field(default_factory=BackendOptions)
     existing: Existing = Existing.REFUSE
     format: ImageFormat | None = None  # None: the source's own
     max_pixels: int = DEFAULT_MAX_PIXELS  # of one image
@@ -54,14 +110,13 @@ class InferJob:
             raise UsageError(
                 f"--format {self.format.value}: no encoder for it here", fix="give png, jpeg or tiff"
             )
-        self._need_at_least(
-            1, batch=self.batch, threads=self.threads, max_pixels=self.max_pixels, tile=self.tile_px
-        )
-        self._need_at_least(0, overlap=self.overlap_px)
-        self._need_at_most(MOST_AT_ONCE, batch=self.batch, threads=self.threads)
-        if 2 * self.overlap >= self.tile_px:
+        need_between(1, None, max_pixels=self.max_pixels, tile=self.tile_px)
+        need_between(1, MOST_AT_ONCE, batch=self.batch)
+        need_between(0, None, overlap=self.overlap_px)
+        tile_px = self.tile_px or DEFAULT_TILE_PX
+        if 2 * self.overlap >= tile_px:
             raise UsageError(
-                f"--tile {self.tile_px} leaves nothing between overlaps of {self.overlap} pixels",
+                f"--tile {tile_px} leaves nothing between overlaps of {self.overlap} pixels",
                 fix=f"give --tile {2 * self.overlap + 1} or more, or a smaller --overlap",
             )
 
@@ -69,15 +124,3 @@ class InferJob:
     def overlap(self) -> int:
         """Pixels that a tile shares with its neighbour, on each side."""
         return DEFAULT_OVERLAP_PX[self.loops] if self.overlap_px is None else self.overlap_px
-
-    @staticmethod
-    def _need_at_least(least: int, **options: int | None) -> None:
-        for name, value in options.items():
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} {value}", fix=f"give {least} or more")
-
-    @staticmethod
-    def _need_at_most(most: int, **options: int | None) -> None:
-        for name, value in options.items():
-            if value is not None and value > most:
-                raise UsageError(f"--{name} {value}", fix=f"give {most} or less")

@@ -1,7 +1,8 @@
 """Decode, restore and encode at the same time, in bounded memory. Knows nothing of pixels.
 
 `restore_images` restores in the caller's own thread (a backend brings its threads along); two small pools
-read ahead and write behind. Where the caller is slow, the work waits for it: nothing piles up.
+read ahead and write behind. Pictures of one kind flow through their backend in one stream, so that batches
+are full and a GPU never waits. Where the caller is slow, the work waits for it: nothing piles up.
 """
 
 from __future__ import annotations
@@ -10,30 +11,33 @@ import errno
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
+from typing import TypeVar
 
-from cmudrn.deploy.backend import Backends
+from cmudrn.deploy.backends import Backends, Pick
 from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
-from cmudrn.deploy.tiling import restore_pixels
+from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.errors import CmudrnError, ImageError
-from cmudrn.images import Picture, read_header, read_picture, write_picture
+from cmudrn.images import Picture, Pixels, read_header, read_picture, write_picture
 
 __all__ = ["restore_images"]
 
 READERS = 2  # threads; decoding and encoding are far cheaper than restoring
 WRITERS = 2
-READ_AHEAD = 4  # images being read or waiting for the backend
-WRITE_BEHIND = 4  # images being written or waiting for it
+READ_AHEAD = 4  # images being read or waiting for the backend; more where its batches need more
+WRITE_BEHIND = 4  # images being written or waiting for it; the same
 IN_FLIGHT_PX = (
     64_000_000  # of all images held at once, about 400 MB decoded and restored; a larger one goes alone
 )
+Ended = TypeVar("Ended")
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else ends the job
 
@@ -49,9 +53,10 @@ def restore_images(
     """
     pending = iter(items)
     with _Line(job, backends) as line:
-        while line.read_ahead(pending) or line.saves:
-            yield from line.written()
-            yield from line.restore_one()
+        while line.read_ahead(pending):
+            line.wait()
+            yield from line.ended()
+            yield from line.restore(pending)
 
 
 @dataclass(kw_only=True)
@@ -61,6 +66,7 @@ class _Loaded:
     item: Item
     picture: Picture
     result: ItemResult  # so far: the size and the seconds
+    pick: Pick | None = None  # once it is known what restores it
 
 
 class _Line(AbstractContextManager["_Line"]):
@@ -72,8 +78,13 @@ class _Line(AbstractContextManager["_Line"]):
         self.budget = _PixelBudget(IN_FLIGHT_PX)
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="cmudrn-read")
         self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="cmudrn-write")
-        self.loads: set[Future[_Loaded | ItemResult]] = set()
-        self.saves: set[Future[ItemResult]] = set()
+        self.loads: list[Future[_Loaded | ItemResult]] = []
+        self.ready: deque[_Loaded] = deque()  # read, and not yet begun
+        self.refused: deque[ItemResult] = deque()  # could not be read, or nothing restores them
+        self.saves: list[Future[ItemResult]] = []
+        # While one round of batches is restored the next one is read, and the one before is written.
+        rounds = 2 * backends.most_at_once
+        self.ahead, self.behind = max(READ_AHEAD, rounds), max(WRITE_BEHIND, rounds)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -85,36 +96,104 @@ class _Line(AbstractContextManager["_Line"]):
             pool.shutdown(wait=True)
 
     def read_ahead(self, pending: Iterator[Item]) -> bool:
-        """Keeps the readers busy; False once everything has been read and restored."""
-        for item in islice(pending, READ_AHEAD - len(self.loads)):
-            self.loads.add(self.readers.submit(self._load, item))
-        return bool(self.loads)
+        """Keeps the readers busy; False once everything has been read, restored and written."""
+        for item in islice(pending, self.ahead - len(self.loads) - len(self.ready)):
+            self.loads.append(self.readers.submit(self._load, item))
+        return bool(self.loads or self.ready or self.refused or self.saves)
 
-    def written(self) -> Iterator[ItemResult]:
-        """Waits until there is something to do, then gives the results of what was written."""
-        wait([*self.saves, *(() if self._behind() else self.loads)], return_when=FIRST_COMPLETED)
-        for save in [save for save in self.saves if save.done()]:
-            self.saves.remove(save)
-            yield save.result()
-
-    def restore_one(self) -> Iterator[ItemResult]:
-        """Restores one picture that has been read, if there is one, and hands it to the writers."""
-        load = next((load for load in self.loads if load.done()), None)
-        if load is None or self._behind():
+    def wait(self) -> None:
+        """Until there is something to do."""
+        if self.refused or (self.ready and not self._behind()):
             return
-        self.loads.remove(load)
-        step = load.result()
-        if isinstance(step, _Loaded):
-            failed = self._restore(step)
-            if failed is None:
-                self.saves.add(self.writers.submit(self._save, step))
+        wait([*self.saves, *(() if self._behind() else self.loads)], return_when=FIRST_COMPLETED)
+
+    def ended(self) -> Iterator[ItemResult]:
+        """The results of what has been written, and of what cannot be restored; the rest is made ready."""
+        done, self.saves = _parted(self.saves)
+        yield from (save.result() for save in done)
+        self._take_in()
+        while self.refused:
+            yield self.refused.popleft()
+
+    def restore(self, pending: Iterator[Item]) -> Iterator[ItemResult]:
+        """Restores pictures of the kind that has waited longest, as long as there are any, in one stream."""
+        if not self.ready or self._behind() or (pick := self.ready[0].pick) is None:
+            return
+        restorer = self.backends.restorer(pick)
+        begun: deque[_Loaded] = deque()
+        since = time.perf_counter()
+        with closing(restore_each(self._pixels(pick, begun), restorer)) as stream:
+            while True:
+                try:
+                    restored = next(stream, None)
+                except FAILURES as exc:
+                    yield from self._one_by_one(begun, restorer, exc)
+                    break
+                if restored is None:
+                    break
+                now = time.perf_counter()
+                self._hand_on(begun.popleft(), restored, now - since)
+                since = now
+                self.read_ahead(pending)
+                yield from self.ended()
+
+    def _take_in(self) -> None:
+        """What the readers have read is ready, or refused."""
+        done, self.loads = _parted(self.loads)
+        for load in done:
+            step = load.result()
+            if isinstance(step, ItemResult):
+                self.refused.append(step)
+                continue
+            try:
+                step.pick = self.backends.pick(
+                    step.picture.pixels.dtype, step.result.height, step.result.width
+                )
+            except FAILURES as exc:
+                self.refused.append(self._lost(step, exc))
+            else:
+                self.ready.append(step)
+
+    def _pixels(self, pick: Pick, begun: deque[_Loaded]) -> Iterator[Pixels]:
+        """What is ready for one backend. Ends where nothing is: restored pictures wait for none to come."""
+        while not self._behind():
+            self._take_in()
+            loaded = next((one for one in self.ready if one.pick == pick), None)
+            if loaded is None:
                 return
-            step = failed
-        yield step
+            self.ready.remove(loaded)
+            begun.append(loaded)
+            yield loaded.picture.pixels
+
+    def _one_by_one(
+        self, begun: deque[_Loaded], restorer: Restorer, error: BaseException
+    ) -> Iterator[ItemResult]:
+        """A batch failed, and took others along: each is tried alone, so that only what fails is lost."""
+        alone = len(begun) == 1
+        while begun:
+            loaded, since = begun.popleft(), time.perf_counter()
+            try:
+                if alone:
+                    raise error
+                (restored,) = restore_each([loaded.picture.pixels], restorer)
+            except FAILURES as exc:
+                yield self._lost(loaded, exc)
+            else:
+                self._hand_on(loaded, restored, time.perf_counter() - since)
+
+    def _hand_on(self, loaded: _Loaded, restored: Pixels, seconds: float) -> None:
+        """To the writers, the restored pixels in the place of the old ones."""
+        loaded.picture = loaded.picture.with_pixels(restored)
+        loaded.result = replace(loaded.result, restore_s=seconds)
+        self.saves.append(self.writers.submit(self._save, loaded))
+
+    def _lost(self, loaded: _Loaded, error: BaseException) -> ItemResult:
+        self._give_back(loaded.result)
+        return _failed(loaded.result, error)
 
     def _behind(self) -> bool:
         """With that much left to write, restoring more would only fill memory."""
-        return len(self.saves) >= WRITE_BEHIND
+        return len(self.saves) >= self.behind
 
     def _load(self, item: Item) -> _Loaded | ItemResult:
         result = ItemResult(source=item.source, target=item.target, status=Status.RESTORED)
@@ -134,22 +213,6 @@ class _Line(AbstractContextManager["_Line"]):
             return _failed(result, exc)
         result = replace(result, decode_s=time.perf_counter() - start)
         return _Loaded(item=item, picture=picture, result=result)
-
-    def _restore(self, loaded: _Loaded) -> ItemResult | None:
-        """Puts the restored pixels in the place of the old ones; the result where that failed."""
-        job, start = self.job, time.perf_counter()
-        try:
-            pixels = loaded.picture.pixels
-            backend = self.backends.restoring(pixels.dtype)
-            restored = restore_pixels(
-                pixels, backend, tile_px=job.tile_px, overlap_px=job.overlap, batch=job.batch
-            )
-            loaded.picture = loaded.picture.with_pixels(restored)
-        except FAILURES as exc:
-            self._give_back(loaded.result)
-            return _failed(loaded.result, exc)
-        loaded.result = replace(loaded.result, restore_s=time.perf_counter() - start)
-        return None
 
     def _save(self, loaded: _Loaded) -> ItemResult:
         start, target = time.perf_counter(), loaded.item.target
@@ -203,6 +266,12 @@ class _PixelBudget:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+def _parted(futures: list[Future[Ended]]) -> tuple[list[Future[Ended]], list[Future[Ended]]]:
+    """Those that are done, and the others."""
+    done = [future for future in futures if future.done()]
+    return done, [future for future in futures if future not in done]
 
 
 def _failed(result: ItemResult, error: BaseException) -> ItemResult:

@@ -49,6 +49,7 @@ class JobReport:
     """Sums of a job. Its size does not grow with the images, unless `keep_items` asks for each of them."""
 
     keep_items: bool = False
+    backend: str = ""  # what restores, and why, in words
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     pixels: int = 0  # restored
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
@@ -95,6 +96,7 @@ class JobReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; `items` holds every image where they were kept."""
         return {
+            "backend": self.backend,
             **{status.value: count for status, count in self.counts.items()},
             "seconds": round(self.seconds, 4),
             "images_per_s": round(self.images_per_s, 4),

@@ -147,8 +147,11 @@ def _build(
     timings = None
     if library.flavor is Flavor.TENSORRT:
         timings = _begin_timings(config, timing_cache)
-    elif options.target is not None:
-        _set_target(library, config, options.target)
+    else:
+        # Without it, what such an engine does can't be recorded as a CUDA graph (TensorRT-RTX 1.2's notes).
+        config.set_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if options.target is not None:
+            _set_target(library, config, options.target)
     data = builder.build_serialized_network(network, config)
     if monitor.failure:
         raise monitor.failure

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from cmudrn.errors import EnvironmentMissing
 
-__all__ = ["PORTABLE", "Flavor", "Library", "installed_libraries", "open_library"]
+__all__ = ["PORTABLE", "Flavor", "Library", "installed_flavors", "installed_libraries", "open_library"]
 
 # A TensorRT-RTX plan without a target: for compute capability 8.0, 8.6, 8.9, and 12.0 and later.
 PORTABLE = "sm80+"
@@ -26,6 +26,11 @@ class Flavor(str, Enum):
     def module(self) -> str:
         """What to import."""
         return "tensorrt" if self is Flavor.TENSORRT else "tensorrt_rtx"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return "TensorRT" if self is Flavor.TENSORRT else "TensorRT-RTX"
 
     @property
     def extra(self) -> str:

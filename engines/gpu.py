@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from cmudrn.errors import EnvironmentMissing
+from cmudrn.errors import EnvironmentMissing, UsageError
 
-__all__ = ["Gpu", "describe_gpu", "load_driver", "local_gpu"]
+__all__ = ["Gpu", "describe_gpu", "find_device", "load_driver", "local_gpu"]
 
 
 class Gpu(NamedTuple):
@@ -30,7 +30,8 @@ def load_driver() -> ModuleType:
         cuda.init()
     except cuda.Error as exc:
         raise EnvironmentMissing(
-            f"the NVIDIA driver does not start: {exc}", fix="see nvidia-smi; a newer driver may be needed"
+            f"the NVIDIA driver does not start: {exc}",
+            fix="see nvidia-smi and CUDA_VISIBLE_DEVICES; a newer driver may be needed",
         ) from exc
     if not cuda.Device.count():
         raise EnvironmentMissing("CUDA shows no GPU", fix="see nvidia-smi and CUDA_VISIBLE_DEVICES")
@@ -44,6 +45,16 @@ def describe_gpu(device: Any) -> Gpu:
     return Gpu(device.name(), f"sm{major}{minor}")
 
 
-def local_gpu() -> Gpu:
-    """The first GPU that CUDA shows. Raises EnvironmentMissing where there is none."""
-    return describe_gpu(load_driver().Device(0))
+def find_device(cuda: ModuleType, wanted: str) -> Any:
+    """The device of that number among those that CUDA shows, or of that PCI bus id. Raises UsageError."""
+    try:
+        return cuda.Device(int(wanted) if wanted.isdigit() else wanted)
+    except cuda.Error as exc:
+        shown = ", ".join(f"{i} ({cuda.Device(i).pci_bus_id()})" for i in range(cuda.Device.count()))
+        raise UsageError(f"--device {wanted}: {exc}", fix=f"give one of {shown}") from exc
+
+
+def local_gpu(wanted: str = "0") -> Gpu:
+    """Of the GPUs that CUDA shows. Raises EnvironmentMissing where there is none, UsageError as above."""
+    cuda = load_driver()
+    return describe_gpu(find_device(cuda, wanted))

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 from cmudrn.checkpoint import Checkpoint, check_tensors
 from cmudrn.engines.branches import BRANCHES, build_recursion
-from cmudrn.engines.layout import Branches, Layout
+from cmudrn.engines.layout import FOR_ONNX_RUNTIME, Layout
 from cmudrn.engines.nodes import Dimension, Nodes
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
 
 __all__ = ["Types", "dynamic_graph", "typed_graph"]
 
 PLAIN = Layout()
-# On ONNX Runtime's CPU provider half the nodes, each twice as large, are faster (docs/measurements.md).
-FOR_ONNX_RUNTIME = Layout(branches=Branches.GROUPED)
 OUTPUT_NAMES: Mapping[Output, str] = {Output.FUSED: "restored", Output.RAIN: "rain", Output.SNOW: "snow"}
 
 
@@ -42,14 +40,16 @@ class Types:
         return cls(features=precision, images=Precision.FP32, fusion=precision)
 
 
-def dynamic_graph(checkpoint: Checkpoint, *, loops: int, pixel: Pixel = Pixel.UINT8) -> bytes:
+def dynamic_graph(
+    checkpoint: Checkpoint, *, loops: int, pixel: Pixel = Pixel.UINT8, layout: Layout = FOR_ONNX_RUNTIME
+) -> bytes:
     """The model at T = loops as a serialized ONNX graph for any batch and size, float32 inside.
 
     The graph: input `image` [B, H, W, 3], outputs `restored` (fused), `rain`, `snow`, the same shape and
     type. uint8: 0..255, rounded half up. float32: [0, 1], clamped. Equal arguments give equal bytes.
     Raises CheckpointError for tensors that are missing, misshapen or superfluous.
     """
-    graph = Graph(checkpoint, loops, Types.of(Precision.FP32), FOR_ONNX_RUNTIME, pixel)
+    graph = Graph(checkpoint, loops, Types.of(Precision.FP32), layout, pixel)
     return graph.serialize(["B", "H", "W", 3], OUTPUT_NAMES, {})
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 
 from cmudrn.errors import UsageError
 
-__all__ = ["Branches", "Layout"]
+__all__ = ["FOR_ONNX_RUNTIME", "Branches", "Layout"]
 
 
 class Branches(str, Enum):
@@ -55,3 +55,7 @@ class Layout:
         """As `parse` takes it."""
         flags = [(Y_ONCE, self.y_once), (FIRST_FROM_Y, self.first_from_y)]
         return ",".join([self.branches.value, *(name for name, on in flags if on)])
+
+
+# On ONNX Runtime's CPU provider half the nodes, each twice as large, are faster (docs/measurements.md).
+FOR_ONNX_RUNTIME = Layout(branches=Branches.GROUPED)

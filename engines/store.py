@@ -1,5 +1,7 @@
 """Compiled engines on disk: `<key>.engine`, the raw plan, and `<key>.json`, what is known of it.
 
+Beside them lie the parity certificates of libraries that need no engine, `parity-*.json`.
+
 A plan is code that runs on the GPU and in the process: it is handed out only where its bytes are those of its
 manifest, and where nobody else could have written either. An engine is there from the moment that its
 manifest is, so a kill at any point leaves the old engine, the new one, or none.
@@ -11,36 +13,43 @@ import fcntl
 import hashlib
 import os
 import re
-import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from cmudrn.engines.flavors import PORTABLE, Flavor, Library
-from cmudrn.engines.manifest import MOST_BYTES, Manifest, engine_key
-from cmudrn.engines.spec import EngineSpec
+from cmudrn.engines.certificate import (
+    CHECK_AGAIN,
+    ParityCertificate,
+    Subject,
+    read_certificate,
+    write_certificate,
+)
+from cmudrn.engines.flavors import Library
+from cmudrn.engines.manifest import Manifest, engine_key
+from cmudrn.engines.plain_json import MOST_BYTES
 from cmudrn.engines.trusted_files import BUILD_AGAIN, fill, locked, read_trusted, sync
+from cmudrn.engines.wanted import Wanted
 from cmudrn.errors import EngineError
 from cmudrn.files import cache_folder, replacing
-from cmudrn.wording import listed
 
 __all__ = ["Engine", "EngineStore", "Wanted"]
 
 KEY = re.compile(r"[A-Za-z0-9.+-]+")
 # What prune may take: a folder that was named by mistake keeps its other files.
 NAMED_AS_AN_ENGINE = re.compile(r"t[0-9]+-[0-9]+x[0-9]+-b[0-9]+-[A-Za-z0-9.+-]+")
+NAMED_AS_A_CERTIFICATE = re.compile(
+    r"parity-[a-z0-9]+-[0-9A-Za-z.]*-[a-z0-9]+-t[0-9]+-[a-z0-9]+(-[a-z]+)?-[0-9a-f]{12}-[0-9a-f]{8}"
+)
 TIMINGS = re.compile(r"timing-[A-Za-z0-9.+-]+\.cache")
 TEMPORARY = re.compile(r"\..*\.[0-9]+-[0-9a-f]{8}\.part")
 LEFT_BEHIND_S = 3600  # a temporary file as old as that has no writer any more
 MOST_TIMINGS_BYTES = 1 << 28
 DIGEST_BYTES = 32  # SHA-256, before the timings
 OWNER_ONLY = 0o600  # until `fill` opens it to readers: nobody else can have it open for writing
-SHOWN = 8  # of a list within an error
 
 
 class Engine(NamedTuple):
@@ -48,18 +57,6 @@ class Engine(NamedTuple):
 
     manifest: Manifest
     plan: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Which engine is looked for."""
-
-    spec: EngineSpec
-    flavor: Flavor
-    version: str  # in full: a plan loads in the version that built it
-    targets: Sequence[str]  # that would do, the best one first: sm86, sm80+
-    weights_sha256: str
-    weights: str = "default"  # as --weights takes them, for the command that builds it
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,35 @@ class EngineStore:
             sync(self.folder)
         sync(self.folder)
         return self._plan_path(manifest.key)
+
+    def certify(self, measured: Manifest, certificate: ParityCertificate) -> Manifest:
+        """Writes into an engine's manifest what was found, and returns the manifest; the plan is left alone.
+
+        Raises EngineError where by now the store holds another plan than the measured one, or none.
+        """
+        path = self._manifest_path(measured.key)
+        with self._alone():
+            now = self.manifest(measured.key)
+            if now.plan_sha256 != measured.plan_sha256:
+                raise EngineError(f"{path}: built anew while it was being measured", fix=CHECK_AGAIN)
+            certified = replace(now, parity=certificate)
+            self._replace(path, certified.to_json())
+        return certified
+
+    def keep_certificate(self, subject: Subject, certificate: ParityCertificate) -> Path:
+        """Stores what was found of a library, in place of an older one, and returns where it is."""
+        path, text = self._manifest_path(subject.key), write_certificate(subject, certificate)
+        read_certificate(text, subject.key)  # nothing is stored that can't be read again
+        with self._alone():
+            self._replace(path, text)
+        return path
+
+    def certificate(self, subject: Subject) -> ParityCertificate | None:
+        """What was found of a library. None where there is nothing, or nothing to be trusted."""
+        try:
+            return self._certificate(subject.key, subject)
+        except EngineError:
+            return None
 
     def manifests(self) -> tuple[list[Manifest], list[tuple[str, EngineError]]]:
         """All engines by key, and those that can't be read: their names, and why not. Plans aren't read."""
@@ -136,7 +162,7 @@ class EngineStore:
         for name, error in broken:
             if name in keys:
                 raise error
-        raise self._nearest(whole, wanted)
+        raise EngineError(f"{self.folder}: {wanted.why_none_of(whole)}", fix=self.build_command(wanted))
 
     def remove(self, key: str) -> None:
         """Removes an engine, also a broken one. Raises EngineError where there is none."""
@@ -150,7 +176,8 @@ class EngineStore:
         """Removes what no run can use, and returns the names of the files.
 
         That is: temporary files of writers that were killed, plans without a manifest, manifests that can't
-        be read or have no plan, and, where `keep` is given, engines and timings of any other version.
+        be read or have no plan, certificates that can't be read, and, where `keep` is given, engines and
+        timings of any other version.
         """
         if not os.path.lexists(self.folder):
             return []
@@ -168,6 +195,8 @@ class EngineStore:
             entries = {name.rpartition(".")[0] for name in names if name.endswith((".json", ".engine"))}
             gone = [entry for entry in entries - kept if NAMED_AS_AN_ENGINE.fullmatch(entry)]
             paths = [path for entry in gone for path in (self._manifest_path(entry), self._plan_path(entry))]
+            certificates = [entry for entry in entries if NAMED_AS_A_CERTIFICATE.fullmatch(entry)]
+            paths += [self._manifest_path(key) for key in certificates if not self._is_certificate(key)]
             temporary = [self.folder / name for name in names if TEMPORARY.fullmatch(name)]
             paths += [path for path in temporary if time.time() - path.lstat().st_mtime > LEFT_BEHIND_S]
             if keep is not None:
@@ -213,7 +242,9 @@ class EngineStore:
     def _manifests(self) -> tuple[list[Manifest], list[tuple[str, EngineError]]]:
         try:
             stems = (path.stem for path in self.folder.iterdir() if path.suffix == ".json")
-            names = sorted(stem for stem in stems if KEY.fullmatch(stem))
+            names = sorted(
+                stem for stem in stems if KEY.fullmatch(stem) and not NAMED_AS_A_CERTIFICATE.fullmatch(stem)
+            )
         except FileNotFoundError:
             return [], []
         except OSError as exc:
@@ -233,52 +264,36 @@ class EngineStore:
             raise EngineError(f"{path}: not the plan that was built: its SHA-256 is another", fix=BUILD_AGAIN)
         return Engine(manifest, plan)
 
+    def _certificate(self, key: str, subject: Subject | None = None) -> ParityCertificate:
+        """subject: None is whatever the file says. Raises EngineError for that of another."""
+        path = self._manifest_path(key)
+        about, certificate = read_certificate(read_trusted(path, most=MOST_BYTES), str(path))
+        if about.key != key or subject not in (None, about):
+            raise EngineError(f"{path}: the certificate of another", fix=CHECK_AGAIN)
+        return certificate
+
+    def _is_certificate(self, key: str) -> bool:
+        try:
+            self._certificate(key)
+        except EngineError:
+            return False
+        return True
+
+    def _replace(self, path: Path, text: bytes) -> None:
+        """One file by another, on the disk when this returns. Held alone."""
+        with replacing(path, mode=OWNER_ONLY) as file:
+            fill(file, text)
+        sync(self.folder)
+
     def _remove(self, *paths: Path) -> None:
         """A manifest stands before its plan, and is gone before it."""
         for path in paths:
             path.unlink(missing_ok=True)
             sync(self.folder)
 
-    def _nearest(self, whole: Sequence[Manifest], wanted: Wanted) -> EngineError:
-        """Leaves the engines that fit, one demand after the other, until none is left."""
-        spec, weights = wanted.spec, f"of weights {wanted.weights_sha256[:12]}"
-        library = f"of {wanted.flavor.value} {wanted.version}"
-        demands: list[tuple[Sequence[str], Callable[[Manifest], str]]] = [
-            ([_place(spec)], lambda one: _place(one.spec)),
-            ([_types(spec)], lambda one: _types(one.spec)),
-            ([library], lambda one: f"of {one.flavor.value} {one.version}"),
-            ([f"for {target}" for target in wanted.targets], lambda one: f"for {one.target}"),
-            ([weights], lambda one: f"of weights {one.weights_sha256[:12]}"),
-        ]
-        those = "those here"
-        left = sorted(whole, key=lambda one: (one.spec.loops, one.spec.height, one.spec.width, one.key))
-        for told, said in demands:
-            have = list(dict.fromkeys(said(one) for one in left))
-            left = [one for one in left if said(one) in told]
-            if not left:
-                break
-            those = f"those {_place(spec)}"
-        there = f"{those} are {listed(have, most=SHOWN)}" if have else "the store holds none"
-        what = f"{self.folder}: no engine {' or '.join(told)}; {there}"
-        return EngineError(what, fix=self.build_command(wanted))
-
     def build_command(self, wanted: Wanted) -> str:
-        """What builds such an engine; beside loops and size, only what isn't as usual."""
-        spec, target = wanted.spec, wanted.targets[0]
-        parts = [f"cmudrn build-engine --loops {spec.loops} --size {spec.height}x{spec.width}"]
-        usual = EngineSpec(loops=spec.loops, height=spec.height, width=spec.width)
-        for name in ("batch", "precision", "pixel", "output"):
-            value = getattr(spec, name)
-            if value != getattr(usual, name):
-                parts.append(f"--{name} {value.value if isinstance(value, Enum) else value}")
-        if wanted.weights != "default":
-            parts.append(f"--weights {shlex.quote(wanted.weights)}")
-        parts.append(f"--flavor {wanted.flavor.value}")
-        if wanted.flavor is Flavor.RTX and PORTABLE not in wanted.targets:
-            parts.append(f"--target {target}")
-        if self != EngineStore.default():
-            parts.append(f"--store {shlex.quote(str(self.folder))}")
-        return " ".join(parts)
+        """What builds such an engine into this store."""
+        return wanted.build_command(None if self == EngineStore.default() else self.folder)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -304,13 +319,5 @@ class EngineStore:
 
 def _is_ours(path: Path) -> bool:
     named = NAMED_AS_AN_ENGINE.fullmatch(path.stem) and path.suffix in (".json", ".engine")
-    return bool(named or TIMINGS.fullmatch(path.name) or TEMPORARY.fullmatch(path.name))
-
-
-def _place(spec: EngineSpec) -> str:
-    return f"for T = {spec.loops} at {spec.height}x{spec.width}"
-
-
-def _types(spec: EngineSpec) -> str:
-    types = f"{spec.precision.value}, {spec.pixel.value} pixels, {spec.output.value} output"
-    return f"with batch {spec.batch}, {types}"
+    certificate = NAMED_AS_A_CERTIFICATE.fullmatch(path.stem) and path.suffix == ".json"
+    return bool(named or certificate or TIMINGS.fullmatch(path.name) or TEMPORARY.fullmatch(path.name))

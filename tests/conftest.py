@@ -10,6 +10,8 @@ import pytest
 import pyvips
 from hostcuda.build import Driver, build_once
 
+import cmudrn.deploy  # noqa: F401 (before any test's onnxruntime, which would report to Microsoft)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -29,6 +29,7 @@ MAJORS = (10, 11)
 
 # Of TensorRT-RTX alone; our code uses them for that flavour only.
 RTX_ONLY = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",

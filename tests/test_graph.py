@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from random_weights import random_checkpoint
 
 from cmudrn.checkpoint import Checkpoint, read_checkpoint
-from cmudrn.deploy.onnxruntime import shipped_graph_path
+from cmudrn.deploy.graphs import shipped_graph_path
 from cmudrn.engines.graph import dynamic_graph
 from cmudrn.engines.spec import Pixel
 from cmudrn.errors import CheckpointError

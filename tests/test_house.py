@@ -16,7 +16,19 @@ ROOT = Path(__file__).parent.parent
 # DESIGN 3: what a folder may import of ours, beside itself.
 MAY_IMPORT = {"cmudrn": set(), "train": {"cmudrn"}, "engines": {"cmudrn"}, "deploy": {"cmudrn", "engines"}}
 STAGES = {"train", "engines", "deploy"}
-HEAVY = {"torch", "onnx", "onnxruntime", "tensorrt", "pycuda", "matplotlib", "pyvips", "scipy", "PIL", "cv2"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "pycuda",
+    "matplotlib",
+    "pyvips",
+    "scipy",
+    "PIL",
+    "cv2",
+}
 
 
 def modules(folder: str) -> list[Path]:
@@ -81,7 +93,8 @@ def test_importing_and_asking_for_help_load_nothing_heavy(code: str, tmp_path: P
     assert not loaded_by(code, tmp_path) & HEAVY
 
 
-def test_restoring_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "auto"])
+def test_restoring_needs_neither_torch_nor_onnx(tmp_path: Path, backend: str) -> None:
     import numpy as np
 
     from cmudrn.formats import ImageFormat
@@ -89,9 +102,9 @@ def test_restoring_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
 
     picture = Picture(np.zeros((8, 8, 3), np.uint8), None, ImageFormat.PNG, False, 1, (1.0, 1.0), {})
     write_picture(picture, tmp_path / "a.png")
-    code = "from cmudrn.cli.app import main; assert main(['infer', 'a.png', '-o', 'b.png']) == 0"
-    loaded = loaded_by(code, tmp_path)
-    assert "onnxruntime" in loaded
+    options = ["infer", "a.png", "-o", "b.png", "--backend", backend]
+    loaded = loaded_by(f"from cmudrn.cli.app import main; assert main({options}) == 0", tmp_path)
+    assert {"onnxruntime", "openvino"} & loaded
     assert not loaded & {"torch", "onnx", "scipy", "PIL"}
 
 

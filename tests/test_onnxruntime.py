@@ -1,17 +1,21 @@
-"""The ONNX Runtime backend: what it promises and what it says when it cannot."""
+"""The ONNX Runtime backend: which device it takes, and what it says when it cannot."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from random_weights import random_checkpoint
 
-from cmudrn.deploy.onnxruntime import OnnxBackend, available_cores, shipped_graph
+from cmudrn.deploy.graphs import shipped_graph
+from cmudrn.deploy.machine import available_cores
+from cmudrn.deploy.onnxruntime import ACCELERATORS, CPU, OnnxBackend
 from cmudrn.engines.graph import dynamic_graph
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
-from cmudrn.errors import EnvironmentMissing, ImageError
+from cmudrn.errors import EnvironmentMissing, UsageError
 
 SPEC = EngineSpec(loops=1, height=32, width=32, precision=Precision.FP32)
 
@@ -21,59 +25,79 @@ def graph() -> bytes:
     return dynamic_graph(random_checkpoint(), loops=1)
 
 
-def test_batches_come_back_in_order_whatever_their_shapes(graph: bytes) -> None:
-    rng = np.random.default_rng(0)
-    batches = [
-        rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((1, 8, 9, 3), (3, 8, 9, 3), (1, 30, 4, 3))
-    ]
-    with OnnxBackend(graph, SPEC) as backend:
-        together = list(backend.stream(batches))
-        alone = [next(backend.stream([batch])) for batch in batches]
-    assert [restored.shape for restored in together] == [batch.shape for batch in batches]
-    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
-
-
-def test_a_view_of_a_larger_image_is_as_good_as_a_copy(graph: bytes) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
-    view = image[:, ::2, 5:20]
-    with OnnxBackend(graph, SPEC) as backend:
-        of_view, of_copy = backend.stream([view, view.copy()])
-    assert np.array_equal(of_view, of_copy)
-
-
 def test_threads_do_not_change_a_bit(graph: bytes) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 61, 47, 3), dtype=np.uint8)
     results = []
     for threads in (1, 2, 3):
-        with OnnxBackend(graph, SPEC, threads=threads) as backend:
+        with OnnxBackend(graph, SPEC, threads=threads, device="cpu") as backend:
             results.append(next(backend.stream([image])))
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
 
 
-def test_it_can_be_opened_again(graph: bytes) -> None:
-    backend = OnnxBackend(graph, SPEC)
-    for _ in range(2):
-        with backend:
+def test_on_the_cpu_when_told_so(graph: bytes) -> None:
+    with OnnxBackend(graph, SPEC, device="cpu") as backend:
+        assert backend.taken == (CPU,)
+        assert backend.label == f"ONNX Runtime {ort.__version__} on CPU"
+
+
+def test_what_was_taken_is_what_this_build_has(graph: bytes) -> None:
+    with OnnxBackend(graph, SPEC) as backend:
+        assert set(backend.taken) <= set(ort.get_available_providers())
+        assert backend.taken[-1] == CPU
+        assert next(backend.stream([np.zeros((1, 4, 4, 3), np.uint8)])).shape == (1, 4, 4, 3)
+
+
+@pytest.mark.skipif(
+    bool(set(ACCELERATORS) & set(ort.get_available_providers())), reason="this build has a GPU's provider"
+)
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@pytest.mark.parametrize("device", [None, "3"])
+def test_a_provider_that_is_listed_and_does_not_start_is_passed_over_in_silence(
+    graph: bytes,
+    device: str | None,
+    action: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What this build doesn't have starts as little as what lacks its driver: by an error, or not at all."""
+    asked: list[str] = []
+    session = ort.InferenceSession
+
+    def watched(*given: object, **told: object) -> ort.InferenceSession:
+        asked.append(told["providers"][0][0])  # type: ignore[index]
+        return session(*given, **told)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [*ACCELERATORS, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", watched)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)  # type: ignore[arg-type]
+        with OnnxBackend(graph, SPEC, device=device) as backend:
+            assert backend.taken == (CPU,)
             assert next(backend.stream([np.zeros((1, 4, 4, 3), np.uint8)])).shape == (1, 4, 4, 3)
+    assert asked == [
+        "CUDAExecutionProvider",
+        "TensorrtExecutionProvider",
+        "CoreMLExecutionProvider",
+        "DmlExecutionProvider",
+        CPU,
+    ]
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_backend_that_is_not_open_says_so(graph: bytes) -> None:
-    with pytest.raises(RuntimeError, match="not open"):
-        next(OnnxBackend(graph, SPEC).stream([np.zeros((1, 4, 4, 3), np.uint8)]))
+@pytest.mark.parametrize("device", ["gpu", "cuda:0", "-1", ""])
+def test_a_device_that_is_no_number_is_refused(graph: bytes, device: str) -> None:
+    with pytest.raises(UsageError, match="takes a number") as caught:
+        OnnxBackend(graph, SPEC, device=device)
+    assert caught.value.fix == "--device 0, or cpu"
 
 
-def test_what_the_graph_refuses_is_an_image_error(graph: bytes) -> None:
-    with OnnxBackend(graph, SPEC) as backend, pytest.raises(ImageError, match="ONNX Runtime") as caught:
-        next(backend.stream([np.zeros((1, 4, 4, 4), np.uint8)]))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_graph_is_named(tmp_path: Path) -> None:
+def test_a_damaged_graph_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     damaged = tmp_path / "graph.onnx"
     damaged.write_bytes(b"no graph")
     with pytest.raises(EnvironmentMissing, match=r"cannot open the graph.*graph\.onnx"):
         OnnxBackend(damaged, SPEC).__enter__()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_depth_that_was_not_shipped_is_named() -> None:

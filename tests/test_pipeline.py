@@ -16,8 +16,8 @@ from random_weights import random_checkpoint
 
 from cmudrn.checkpoint import save_checkpoint
 from cmudrn.deploy import pipeline
-from cmudrn.deploy.backend import Backends
-from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.backends import Backends
+from cmudrn.deploy.job import BackendName, BackendOptions, Existing, InferJob
 from cmudrn.deploy.pipeline import restore_images
 from cmudrn.deploy.report import ItemResult, JobReport, Status
 from cmudrn.deploy.sources import check_sources, find_items
@@ -25,6 +25,8 @@ from cmudrn.deploy.tiling import restore_pixels
 from cmudrn.errors import CmudrnError
 from cmudrn.formats import ImageFormat
 from cmudrn.images import Picture, read_picture, write_picture
+
+ONE_THREAD = BackendOptions(name=BackendName.ONNX, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,12 @@ def run(folder: Path, weights: str, **options: Any) -> JobReport:
 
 
 def job_of(folder: Path, weights: str, **options: Any) -> InferJob:
-    defaults: dict[str, Any] = {"out": folder.parent / "out", "loops": 1, "weights": weights, "threads": 1}
+    defaults: dict[str, Any] = {
+        "out": folder.parent / "out",
+        "loops": 1,
+        "weights": weights,
+        "backend": ONE_THREAD,
+    }
     return InferJob(sources=(folder,), **{**defaults, **options})
 
 
@@ -87,7 +94,8 @@ def by_hand(path: Path, weights: str) -> NDArray[Any]:
     job = job_of(path, weights)
     with Backends(job) as backends:
         pixels = read_picture(path).pixels
-        return restore_pixels(pixels, backends.restoring(pixels.dtype), tile_px=10_000, overlap_px=0)
+        backend = backends.restorer(backends.pick(pixels.dtype, *pixels.shape[:2])).backend
+        return restore_pixels(pixels, backend, tile_px=10_000, overlap_px=0)
 
 
 def left_over(folder: Path) -> list[str]:

@@ -21,7 +21,18 @@ DOCUMENTS = (
     "cmudrn/weights/default.md",
     *(
         f"docs/{name}.md"
-        for name in ("datasets", "engines", "evaluation", "measurements", "training", "weather")
+        for name in (
+            "benchmark",
+            "datasets",
+            "engines",
+            "evaluation",
+            "gpu",
+            "measurements",
+            "parity",
+            "training",
+            "tune",
+            "weather",
+        )
     ),
 )
 
@@ -33,7 +44,7 @@ def text(name: str) -> str:
 def commands(name: str) -> list[tuple[str, set[str]]]:
     """(command, options) of every `cmudrn ...` in code spans and indented blocks."""
     spans = re.findall(r"`([^`\n]+)`", text(name)) + re.findall(r"^    (.+)$", text(name), re.MULTILINE)
-    verbs = "infer|train|evaluate|ablate|synthesize|build-engine"
+    verbs = "infer|train|evaluate|ablate|synthesize|build-engine|parity-check|doctor|benchmark|tune"
     found = [re.search(rf"\bcmudrn ({verbs})\b(.*)", span.split("#")[0]) for span in spans]
     return [(match[1], set(re.findall(r"(?<!\w)--?[a-z][a-z0-9-]*", match[2]))) for match in found if match]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.job import BackendName, BackendOptions, Existing, InferJob
 from cmudrn.deploy.sources import check_sources, find_items
 from cmudrn.errors import UsageError
 from cmudrn.formats import ImageFormat
@@ -214,10 +214,30 @@ def test_a_name_that_no_disk_takes_is_refused(photos: Path, tmp_path: Path) -> N
     refused(job(photos / "b.jpg", out=tmp_path / ("x" * 300 + ".jpg")), "name too long", tmp_path)
 
 
-@pytest.mark.parametrize("option", ["batch", "threads"])
-def test_a_slip_of_the_hand_is_refused(option: str, photos: Path) -> None:
-    with pytest.raises(UsageError, match=f"--{option} 100000"):
-        job(photos, **{option: 100_000})
+def test_a_slip_of_the_hand_is_refused(photos: Path) -> None:
+    with pytest.raises(UsageError, match="--threads 100000"):
+        BackendOptions(threads=100_000)
+    with pytest.raises(UsageError, match="--streams 100000"):
+        BackendOptions(streams=100_000)
+    with pytest.raises(UsageError, match="--batch 100000"):
+        job(photos, batch=100_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": 0}, "--threads 0"),
+        ({"streams": 0}, "--streams 0"),
+        ({"devices": ("cpu",), "name": BackendName.TENSORRT}, "engines run on a GPU"),
+        ({"devices": ("cpu", "0")}, "--device cpu, and another"),
+        ({"devices": ("1", "0", "1")}, "--device 1 --device 0 --device 1"),
+        ({"devices": ("0",), "name": BackendName.OPENVINO}, "OpenVINO runs on the CPU"),
+    ],
+)
+def test_devices_that_contradict_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        BackendOptions(**options)
+    assert caught.value.fix
 
 
 @pytest.mark.skipif(ImageFormat.HEIF.writable, reason="this libvips encodes HEIC")
@@ -242,7 +262,7 @@ def test_an_out_that_contradicts_the_format_is_refused(photos: Path, tmp_path: P
         ({"overlap_px": -1}, "--overlap -1"),
         ({"tile_px": 64, "overlap_px": 32}, "--tile 64 leaves nothing"),
         ({"batch": 0}, "--batch 0"),
-        ({"threads": 0}, "--threads 0"),
+        ({"overlap_px": 500}, "--tile 768 leaves nothing"),
         ({"max_pixels": 0}, "--max-pixels 0"),
     ],
 )

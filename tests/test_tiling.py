@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +13,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from random_weights import random_checkpoint
 
+from cmudrn.deploy.backend import Backend, PixelBatch
+from cmudrn.deploy.graphs import shipped_graph
 from cmudrn.deploy.job import DEFAULT_OVERLAP_PX
-from cmudrn.deploy.onnxruntime import OnnxBackend, shipped_graph
-from cmudrn.deploy.tiling import plan_tiles, restore_pixels
+from cmudrn.deploy.onnxruntime import OnnxBackend
+from cmudrn.deploy.tiling import (
+    Restorer,
+    TilePlan,
+    plan_engine_tiles,
+    plan_tiles,
+    restore_each,
+    restore_pixels,
+)
 from cmudrn.engines.graph import dynamic_graph
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision, receptive_radius
 from cmudrn.errors import UsageError
@@ -66,6 +76,94 @@ def test_tiles_cover_every_pixel_once_with_overlap_on_every_inner_side(
             assert span.stop - span.start <= tile_px
             assert span.start == 0 or span.kept_start - span.start >= overlap_px
             assert span.stop == length or span.stop - span.kept_stop >= overlap_px
+
+
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    overlap_px=st.integers(0, 20),
+    rooms_px=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+)
+@settings(deadline=None)
+def test_an_engines_tiles_have_its_size_and_cover_every_pixel_once(
+    height: int, width: int, overlap_px: int, rooms_px: tuple[int, int]
+) -> None:
+    tile = 2 * overlap_px + rooms_px[0], 2 * overlap_px + rooms_px[1]
+    plan = plan_engine_tiles(height, width, tile=tile, overlap_px=overlap_px)
+    assert plan
+    covered = np.zeros((height, width), int)
+    for row, column in plan:
+        covered[row.kept, column.kept] += 1
+        assert (row.stop - row.start, column.stop - column.start) == tile
+    assert (covered == 1).all()
+    for spans, length, side in ((plan.rows, height, tile[0]), (plan.columns, width, tile[1])):
+        # One tile fewer would not reach.
+        assert len(spans) == 1 or (len(spans) - 1) * (side - 2 * overlap_px) + 2 * overlap_px < length
+        for span in spans:
+            assert span.start >= 0
+            assert span.stop <= length or len(spans) == 1
+            assert span.start == 0 or span.kept_start - span.start >= overlap_px
+            assert span.stop >= length or span.stop - span.kept_stop >= overlap_px
+
+
+def test_an_engine_that_leaves_nothing_between_overlaps_takes_only_what_fits_whole() -> None:
+    assert plan_engine_tiles(32, 20, tile=(32, 32), overlap_px=16)
+    assert plan_engine_tiles(33, 20, tile=(32, 32), overlap_px=16) is None
+
+
+def by_engine_tiles(
+    image: NDArray[np.uint8], opened: OnnxBackend, tile: tuple[int, int], overlap_px: int, batch: int = 1
+) -> NDArray[np.uint8]:
+    def plan(height: int, width: int) -> TilePlan:
+        found = plan_engine_tiles(height, width, tile=tile, overlap_px=overlap_px)
+        assert found
+        return found
+
+    (restored,) = restore_each([image], Restorer(opened, plan, batch))
+    return restored.astype(np.uint8)
+
+
+@pytest.mark.parametrize("loops", [1, 2])
+def test_an_engines_tiles_equal_the_whole_too(loops: int) -> None:
+    radius_px = receptive_radius(loops)
+    image = noise(3 * radius_px + 71, 2 * radius_px + 50)
+    with backend(loops) as opened:
+        whole = restore_pixels(image, opened, tile_px=10_000, overlap_px=0)
+        tile = 2 * radius_px + 20, 2 * radius_px + 50
+        assert np.array_equal(by_engine_tiles(image, opened, tile, radius_px, batch=3), whole)
+
+
+def test_where_an_image_is_smaller_than_the_engine_only_its_edge_differs_from_the_whole() -> None:
+    radius_px = receptive_radius(1)
+    image = noise(30, 41)
+    with backend(1) as opened:
+        whole = restore_pixels(image, opened, tile_px=10_000, overlap_px=0)
+        padded = by_engine_tiles(image, opened, (64, 41), 0)
+    assert np.array_equal(padded[: 30 - radius_px], whole[: 30 - radius_px])
+    assert not np.array_equal(padded[-1], whole[-1])
+    assert padded.shape == image.shape
+
+
+def test_images_share_batches_and_come_back_in_order() -> None:
+    images = [noise(30, 40), noise(64, 20), noise(40, 30), noise(30, 40) // 2, noise(30, 40) // 3]
+    sizes: list[int] = []
+    with backend(1) as opened:
+        alone = [restore_pixels(image, opened, tile_px=32, overlap_px=9) for image in images]
+
+        class Watched:
+            """The backend, with an eye on its batches."""
+
+            def stream(self, batches: Iterable[PixelBatch]) -> Generator[PixelBatch, None, None]:
+                for restored in opened.stream(batches):
+                    sizes.append(len(restored))
+                    yield restored
+
+        restorer = Restorer(
+            cast(Backend, Watched()), lambda h, w: plan_tiles(h, w, tile_px=32, overlap_px=9), batch=4
+        )
+        together = list(restore_each(iter(images), restorer))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert sizes[-1] == 4  # of the last two images, which have two tiles each
 
 
 def test_an_image_no_larger_than_a_tile_is_one_tile() -> None:

@@ -6,7 +6,7 @@ make graphs
 from __future__ import annotations
 
 from cmudrn.checkpoint import SHIPPED, read_checkpoint
-from cmudrn.deploy.onnxruntime import shipped_graph_path
+from cmudrn.deploy.graphs import shipped_graph_path
 from cmudrn.engines.graph import dynamic_graph
 from cmudrn.engines.spec import Pixel
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cmudrn import __version__
-from cmudrn.cli import ablate, deploy, engines, evaluate, synthesize, train
+from cmudrn.cli import ablate, benchmark, deploy, doctor, engines, evaluate, parity, synthesize, train, tune
 from cmudrn.errors import INTERRUPTED, CmudrnError
 
 __all__ = ["app", "main"]
@@ -25,7 +25,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 deploy.register(app)
+benchmark.register(app)
 engines.register(app)
+parity.register(app)
+tune.register(app)
+doctor.register(app)
 train.register(app)
 ablate.register(app)
 evaluate.register(app)

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmudrn.cli.options import (
+    AllowUnverified,
+    BackendChoice,
+    CudaGraphs,
+    Devices,
+    StoreFolder,
+    Streams,
+    Threads,
+)
 from cmudrn.cli.values import one_of
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
     from cmudrn.deploy.job import Existing, InferJob
+    from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
 
 __all__ = ["infer", "register"]
@@ -43,7 +53,12 @@ OutputChoice = Annotated[
     ),
 ]
 Tile = Annotated[
-    int, typer.Option(metavar="PIXELS", help="Side of the tiles that larger images are cut into.")
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Side of the tiles that larger images are cut into, at most. Default: 768, or an engine's own.",
+        show_default=False,
+    ),
 ]
 Overlap = Annotated[
     int | None,
@@ -53,10 +68,13 @@ Overlap = Annotated[
         show_default=False,
     ),
 ]
-Batch = Annotated[int, typer.Option(metavar="N", help="Tiles restored at once.")]
-Threads = Annotated[
+Batch = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Of the restoring. Default: one for each core.", show_default=False),
+    typer.Option(
+        metavar="N",
+        help="Tiles restored at once, at most. Default: 1, or an engine's own.",
+        show_default=False,
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace targets that are there already.")]
 SkipExisting = Annotated[
@@ -87,20 +105,39 @@ Json = Annotated[
 ]
 
 
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        help="What `cmudrn tune` found best here: loops, backend, batch and so on. Options given win.",
+        show_default=False,
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
     app.command("infer")(infer)
 
 
 def infer(
+    context: typer.Context,
     sources: Sources,
     out: Out = None,
+    profile: ProfileFile = None,
     loops: Loops = 3,
     output: OutputChoice = "fused",
-    tile: Tile = 768,
-    overlap: Overlap = None,
-    batch: Batch = 1,
+    backend: BackendChoice = "auto",
+    device: Devices = [],  # noqa: B006 (Typer makes a new one)
+    streams: Streams = 2,
+    cuda_graphs: CudaGraphs = True,
     threads: Threads = None,
+    allow_unverified: AllowUnverified = False,
+    store: StoreFolder = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    batch: Batch = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     image_format: Format = None,
@@ -113,20 +150,41 @@ def infer(
     Sources are never changed. A file that cannot be read is reported at the end and the others are done:
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
     """
-    from cmudrn.deploy.job import InferJob
+    from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+    from cmudrn.deploy.profile import Way
     from cmudrn.engines.spec import Output
     from cmudrn.formats import ImageFormat
     from cmudrn.images import DEFAULT_MAX_PIXELS
 
+    way = Way(
+        loops=loops,
+        backend=one_of(BackendName, "--backend", backend),
+        batch=batch,
+        streams=streams,
+        tile_px=tile,
+        threads=threads,
+    )
+    if profile is not None:
+        way = _by_profile(profile, way, context, weights)
     job = InferJob(
         sources=tuple(sources),
         out=out,
-        loops=loops,
+        loops=way.loops,
         output=one_of(Output, "--output", output),
-        tile_px=tile,
+        tile_px=way.tile_px,
         overlap_px=overlap,
-        batch=batch,
-        threads=threads,
+        batch=way.batch,
+        layout=way.layout,
+        backend=BackendOptions(
+            name=way.backend,
+            devices=tuple(device),
+            streams=way.streams,
+            cuda_graphs=cuda_graphs,
+            threads=way.threads,
+            allow_unverified=allow_unverified,
+            store=store,
+            engine=way.engine,
+        ),
         existing=_existing(overwrite, skip_existing),
         format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
@@ -141,8 +199,22 @@ def infer(
     raise typer.Exit(report.exit_code)
 
 
+def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) -> Way:
+    """The options with what the profile says in the place of those that were not given."""
+    from cmudrn.deploy.profile import read_profile
+    from cmudrn.deploy.profile_use import way_by_profile
+
+    # By name: older versions of Typer have click's enum, newer ones their own.
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    told = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    way, notes = way_by_profile(read_profile(path), options, told, weights=weights)
+    for line in notes:
+        _note(f"note: {line}")
+    return way
+
+
 def _run(job: InferJob, *, keep_items: bool) -> JobReport:
-    from cmudrn.deploy.backend import Backends
+    from cmudrn.deploy.backends import Backends
     from cmudrn.deploy.pipeline import restore_images
     from cmudrn.deploy.report import JobReport
     from cmudrn.deploy.sources import check_sources, find_items
@@ -150,14 +222,20 @@ def _run(job: InferJob, *, keep_items: bool) -> JobReport:
     total = check_sources(job)
     report = JobReport(keep_items=keep_items)
     with (
-        Backends(job) as backends,
+        Backends(job, images=total, on_note=_note) as backends,
         closing(restore_images(job, find_items(job), backends)) as results,
         _progress(total, report) as show,
     ):
+        report.backend = str(backends)
+        _note(report.backend)
         for result in results:
             report.add(result)
             show()
     return report
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _existing(overwrite: bool, skip_existing: bool) -> Existing:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmudrn.cli.deploy import Weights
 from cmudrn.cli.evaluate import OutputChoice
+from cmudrn.cli.options import StoreFolder
 from cmudrn.cli.values import need_onnx, need_positive, one_of, parse_depths, parse_sizes
 
 if TYPE_CHECKING:
@@ -77,15 +77,6 @@ Workspace = Annotated[
     ),
 ]
 Rebuild = Annotated[bool, typer.Option("--rebuild", help="Build also what the store holds already.")]
-StoreFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="DIR",
-        help="The folder of engines [default: CMUDRN_STORE, or in the user's cache].",
-        show_default=False,
-    ),
-]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="An engine's name, as `engines list` has it.")]
 Keys = Annotated[list[str], typer.Argument(metavar="KEY...", help="Engines, as `engines list` has them.")]
 AnyKeys = Annotated[

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TypeVar
 
 from cmudrn.errors import EnvironmentMissing, UsageError
@@ -13,15 +15,19 @@ __all__ = [
     "need_onnx",
     "need_positive",
     "need_torch",
+    "need_writable",
     "one_of",
+    "parse_counts",
     "parse_depths",
     "parse_factors",
     "parse_sizes",
 ]
 
 Choice = TypeVar("Choice", bound=Enum)
+COUNT = re.compile(r"[0-9]{1,9}")
 DEPTHS = re.compile(r"([0-9]{1,2})(?:-([0-9]{1,2}))?")
 SIZE = re.compile(r"([0-9]{1,7})(?:x([0-9]{1,7}))?")
+SIDES = re.compile(r"([0-9]{1,5})-([0-9]{1,5}):([0-9]{1,5})")  # first, last, step
 
 
 def need_positive(**options: int | None) -> None:
@@ -49,6 +55,13 @@ def need_onnx() -> None:
         ) from exc
 
 
+def need_writable(option: str, path: Path) -> None:
+    """Found out before the work, not after it. Raises UsageError."""
+    there = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written", fix="name a file in a folder that is there")
+
+
 def one_of(choices: type[Choice], option: str, value: str) -> Choice:
     """The choice that an option names. Raises UsageError."""
     if value not in [choice.value for choice in choices]:
@@ -70,6 +83,16 @@ def parse_depths(text: str) -> tuple[int, ...]:
     return tuple(sorted(depths))
 
 
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """`1` or `1,8` as numbers, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(COUNT.fullmatch(part) and int(part) for part in parts):
+        raise UsageError(
+            f"--{option} {text}", fix="give a number from 1 on, or several with commas between them"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def parse_factors(option: str, text: str) -> dict[str, float]:
     """`a=1,b=0.5` as a mapping; the empty string is an empty one."""
     factors = {}
@@ -85,12 +108,23 @@ def parse_factors(option: str, text: str) -> dict[str, float]:
 
 
 def parse_sizes(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """`500` or `720x1280`, height first, also with commas between them, as (height, width), each once."""
-    sizes = []
-    for text in (part.strip() for given in texts for part in given.split(",")):
-        sides = SIZE.fullmatch(text.lower())
-        size = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
-        if min(size) < 1:
-            raise UsageError(f"--size {text}", fix="give a side like 500, or height x width like 720x1280")
-        sizes.append(size)
+    """`500`, `720x1280`, height first, or `100-1000:50`, squares; also with commas between them.
+
+    Returns (height, width), each once, in order.
+    """
+    sizes = [size for given in texts for text in given.split(",") for size in _sizes_of(text.strip().lower())]
     return list(dict.fromkeys(sizes))
+
+
+def _sizes_of(text: str) -> list[tuple[int, int]]:
+    sizes = []
+    if sides := SIZE.fullmatch(text):
+        sizes = [(int(sides[1]), int(sides[2] or sides[1]))]
+    elif (ends := SIDES.fullmatch(text)) and int(ends[3]):
+        sizes = [(side, side) for side in range(int(ends[1]), int(ends[2]) + 1, int(ends[3]))]
+    if not sizes or min(map(min, sizes)) < 1:
+        raise UsageError(
+            f"--size {text}",
+            fix="give a side like 500, height x width like 720x1280, or sides like 100-1000:50",
+        )
+    return sizes

@@ -9,62 +9,36 @@ import pytest
 pytest.importorskip("onnx", reason="graphs need onnx")
 
 from cmudrn.checkpoint import read_checkpoint
-from cmudrn.engines.build import BuildOptions, Plan, build_plan, inspect_plan, targets_of
+from cmudrn.engines.build import BuildOptions, build_plan, inspect_plan
 from cmudrn.engines.compile import CompileJob, compile_engines
-from cmudrn.engines.flavors import Flavor, Library, open_library
-from cmudrn.engines.gpu import Gpu, local_gpu
+from cmudrn.engines.flavors import Flavor, Library
+from cmudrn.engines.gpu import Gpu
 from cmudrn.engines.graph import typed_graph
-from cmudrn.engines.layers import LayerSummary, check_layers
+from cmudrn.engines.layers import check_layers
 from cmudrn.engines.layout import Layout
 from cmudrn.engines.spec import EngineSpec, Precision
 from cmudrn.engines.store import EngineStore
-from cmudrn.errors import BuildError, EnvironmentMissing
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Gpu:
-    try:
-        return local_gpu()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module", params=Flavor)
-def library(request: pytest.FixtureRequest, gpu: Gpu) -> Library:
-    try:
-        return open_library(request.param)
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-
-
-def inspected(library: Library, gpu: Gpu, plan: Plan, precision: Precision) -> LayerSummary:
-    """By the inspector, on this GPU. TensorRT-RTX doesn't name every GPU among those it builds for."""
-    try:
-        return check_layers(inspect_plan(library, plan.data), precision)
-    except BuildError as refusal:
-        if library.flavor is Flavor.RTX and gpu.target not in targets_of(library):
-            pytest.skip(f"TensorRT-RTX builds for {targets_of(library)}; on {gpu.target}: {refusal.what}")
-        raise
-
-
+# T = 2 has all that more loops have: a first stage and a later one. Deeper engines, `make gpu-check` builds.
 @pytest.mark.parametrize("layout", ["separate", "grouped", "dense", "separate,y-once,first-from-y"])
-@pytest.mark.parametrize("loops", [1, 3, 7])
-def test_an_engine_builds_and_its_inspector_says_the_precision(
-    library: Library, gpu: Gpu, loops: int, layout: str
+def test_an_engine_builds_in_every_layout_and_its_inspector_says_the_precision(
+    library: Library, layout: str
 ) -> None:
-    spec = EngineSpec(loops=loops, height=500, width=500)
-    plan = build_plan(
-        library, typed_graph(read_checkpoint("default"), spec, Layout.parse(layout)), BuildOptions()
-    )
-    found = inspected(library, gpu, plan, Precision.FP16)
-    print(f"{library.flavor.value} {library.version}, T = {loops}, {layout}: {plan.seconds:.1f} s, {found}")
+    spec = EngineSpec(loops=2, height=500, width=500)
+    graph = typed_graph(read_checkpoint("default"), spec, Layout.parse(layout))
+    plan = build_plan(library, graph, BuildOptions())
+    found = check_layers(inspect_plan(library, plan.data), Precision.FP16)
+    print(f"{library.flavor.label} {library.version}, {layout}: {plan.seconds:.1f} s, {found}")
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 def test_other_precisions_build(library: Library, gpu: Gpu, precision: Precision) -> None:
+    if precision is Precision.BF16 and int(gpu.target.removeprefix("sm")) < 80:
+        pytest.skip(f"{gpu.target} has no bfloat16")
     spec = EngineSpec(loops=1, height=256, width=256, precision=precision)
     plan = build_plan(library, typed_graph(read_checkpoint("default"), spec), BuildOptions())
-    assert inspected(library, gpu, plan, precision).convolving
+    assert check_layers(inspect_plan(library, plan.data), precision).convolving
 
 
 def test_engines_go_into_the_store_under_this_gpus_name(library: Library, gpu: Gpu, tmp_path: Path) -> None:
@@ -80,7 +54,7 @@ def test_engines_go_into_the_store_under_this_gpus_name(library: Library, gpu: G
 def test_what_was_timed_once_is_not_timed_again(library: Library) -> None:
     if library.flavor is not Flavor.TENSORRT:
         pytest.skip("TensorRT-RTX has no timing cache of this kind")
-    graph = typed_graph(read_checkpoint("default"), EngineSpec(loops=3, height=500, width=500))
+    graph = typed_graph(read_checkpoint("default"), EngineSpec(loops=2, height=500, width=500))
     first = build_plan(library, graph, BuildOptions())
     again = build_plan(library, graph, BuildOptions(), timing_cache=first.timing_cache)
     print(f"first {first.seconds:.1f} s, with its timing cache {again.seconds:.1f} s")

@@ -29,16 +29,19 @@ class Stats(NamedTuple):
     total_events: int
     peak_device_bytes: int
     peak_pinned_bytes: int
-    leaks: int  # blocks, streams and events that were still there when their context ended
+    leaks: int  # blocks, streams, events and graphs that were still there when their context ended
     faults: int  # calls refused for misuse, and operations that failed so; injected failures aren't
     operations: int  # run, on all streams
     allocations_since_mark: int  # of device and page-locked memory
+    live_graphs: int  # recorded ones, and those made ready to be launched
+    total_graphs: int
+    graph_launches: int
 
     @property
     def left(self) -> int:
         """What was taken and not given back, contexts too."""
         live = self.live_device_blocks + self.live_pinned_blocks + self.live_streams + self.live_events
-        return live + self.live_contexts + self.leaks
+        return live + self.live_graphs + self.live_contexts + self.leaks
 
 
 class _Stats(ctypes.Structure):

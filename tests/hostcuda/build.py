@@ -28,7 +28,7 @@ SOURCES = Path(__file__).parent
 WHEELS = SOURCES.parents[2] / "shared" / "wheels"
 BODY_SECONDS = 120  # longer than any may take: then it hangs
 FLAGS = ("-std=c11", "-O1", "-g", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror")
-LINKING = ("-Wl,-soname,libcuda.so.1", f"-Wl,--version-script={SOURCES / 'exports.map'}")
+LINKING = ("-Wl,-soname,libcuda.so.1", f"-Wl,--version-script={SOURCES / 'exports.map'}", "-ldl")
 
 
 class Missing(Exception):
@@ -87,6 +87,7 @@ class Driver:
         HOSTCUDA_VERSION    13000, of the driver
         HOSTCUDA_FAIL       "cuMemAlloc_v2:3,run:7": the third call, and the seventh operation while it runs
         HOSTCUDA_TENSORRT   11.4.0.1, the stand-in's version
+        HOSTCUDA_TENSORRT_CUDA  12: it doesn't start on a driver for an earlier CUDA
         CUDA_VISIBLE_DEVICES
         """
         packages = [self.folder / "pycuda", *([self.folder / "tensorrt"] if tensorrt else []), SOURCES.parent]

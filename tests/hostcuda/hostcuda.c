@@ -52,13 +52,20 @@ void break_context(Context *context, CUresult result) {
 static CUresult natural_error(const char *call) {
     static const char *const takes[] = {
         "cuMemAlloc_v2",  "cuMemHostAlloc", "cuMemAllocHost_v2",        "cuMemHostRegister_v2",
-        "cuStreamCreate", "cuEventCreate",  "cuDevicePrimaryCtxRetain",
+        "cuStreamCreate", "cuEventCreate",  "cuDevicePrimaryCtxRetain", "cuGraphInstantiateWithFlags",
     };
     for (size_t i = 0; i < sizeof takes / sizeof *takes; i++)
         if (strcmp(call, takes[i]) == 0) return CUDA_ERROR_OUT_OF_MEMORY;
     if (strcmp(call, "run") == 0) return CUDA_ERROR_ILLEGAL_ADDRESS;
+    if (strcmp(call, "cuStreamBeginCapture_v2") == 0) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (strcmp(call, "cuStreamEndCapture") == 0) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     bool in_context = strncmp(call, "cuInit", 6) != 0 && strncmp(call, "cuDevice", 8) != 0;
     return in_context ? CUDA_ERROR_LAUNCH_FAILED : CUDA_ERROR_UNKNOWN;
+}
+
+/* The others are told once, and all goes on. */
+static bool breaks(CUresult result) {
+    return result == CUDA_ERROR_LAUNCH_FAILED || result == CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
 /* Is this the call that HOSTCUDA_FAIL names? */
@@ -135,10 +142,11 @@ CUresult enter(const char *call, Context **context) {
             return fault(CUDA_ERROR_CONTEXT_IS_DESTROYED, "%s: the current context was released", call);
     }
     if (injected(call, &result)) {
-        if (context && result != CUDA_ERROR_OUT_OF_MEMORY) break_context(*context, result);
+        if (context && breaks(result)) break_context(*context, result);
         return result;
     }
-    return context ? (*context)->broken : CUDA_SUCCESS;
+    if (context && (*context)->broken != CUDA_SUCCESS) return (*context)->broken;
+    return check_unsafe(call);
 }
 
 CUresult leave(CUresult result) {
@@ -185,6 +193,8 @@ static const struct {
     {CUDA_ERROR_INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {CUDA_ERROR_ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE",
+     "the operation cannot be performed in the present state"},
     {CUDA_ERROR_NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {CUDA_ERROR_CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
@@ -194,6 +204,16 @@ static const struct {
      "pointer does not correspond to a registered memory region"},
     {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {CUDA_ERROR_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+     "operation not permitted when stream is capturing"},
+    {CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+     "operation failed due to a previous error during capture"},
+    {CUDA_ERROR_STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
+     "dependency created on uncaptured work in another stream"},
+    {CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
+    {CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+     "attempt to terminate a thread-local capture sequence from another thread"},
     {CUDA_ERROR_UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
@@ -317,6 +337,7 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
             result = fault(CUDA_ERROR_INVALID_CONTEXT, "released more often than retained");
         else if (--primary->references == 0) {
             release_streams(primary);
+            release_graphs(primary);
             release_memory(primary);
             primary->active = false;
             counted.live_contexts--;

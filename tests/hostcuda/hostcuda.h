@@ -3,6 +3,8 @@
  * hostcuda.c   configuration, faults, devices, contexts, statistics
  * memory.c     device and page-locked memory, and what may be read and written
  * streams.c    queues, events, copies
+ * graphs.c     what a stream records, and replays
+ * symbols.c    names, for who asks by name
  * unsupported.c  the rest of the driver's names
  *
  * Everything below is guarded by one lock, which `enter` takes and `leave` gives back. Operations run
@@ -23,7 +25,10 @@ typedef unsigned long long CUdeviceptr;
 typedef struct CUctx_st *CUcontext;
 typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
+typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphExec_st *CUgraphExec;
 typedef int CUdevice_attribute;
+typedef unsigned long long cuuint64_t;
 typedef void (*CUhostFn)(void *);
 typedef enum {
     CUDA_SUCCESS = 0,
@@ -34,6 +39,7 @@ typedef enum {
     CUDA_ERROR_INVALID_DEVICE = 101,
     CUDA_ERROR_INVALID_CONTEXT = 201,
     CUDA_ERROR_INVALID_HANDLE = 400,
+    CUDA_ERROR_ILLEGAL_STATE = 401,
     CUDA_ERROR_NOT_READY = 600,
     CUDA_ERROR_ILLEGAL_ADDRESS = 700,
     CUDA_ERROR_CONTEXT_IS_DESTROYED = 709,
@@ -41,9 +47,28 @@ typedef enum {
     CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
     CUDA_ERROR_LAUNCH_FAILED = 719,
     CUDA_ERROR_NOT_SUPPORTED = 801,
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
+    CUDA_ERROR_STREAM_CAPTURE_ISOLATION = 905,
+    CUDA_ERROR_STREAM_CAPTURE_IMPLICIT = 906,
+    CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD = 908,
     CUDA_ERROR_UNKNOWN = 999,
 } CUresult;
 enum { CU_STREAM_NON_BLOCKING = 1, CU_EVENT_DISABLE_TIMING = 2 };
+typedef enum {
+    CU_STREAM_CAPTURE_MODE_GLOBAL = 0,
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
+    CU_STREAM_CAPTURE_MODE_RELAXED = 2,
+} CUstreamCaptureMode;
+typedef enum {
+    CU_STREAM_CAPTURE_STATUS_NONE = 0,
+    CU_STREAM_CAPTURE_STATUS_ACTIVE = 1,
+    CU_STREAM_CAPTURE_STATUS_INVALIDATED = 2,
+} CUstreamCaptureStatus;
+typedef enum {
+    CU_GET_PROC_ADDRESS_SUCCESS = 0,
+    CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND = 1,
+} CUdriverProcAddressQueryResult;
 #endif
 
 typedef struct CUctx_st Context;
@@ -67,7 +92,8 @@ struct CUctx_st {
     field(live_streams) field(live_events) field(live_contexts) field(total_device_bytes)                 \
     field(total_device_blocks) field(total_pinned_bytes) field(total_pinned_blocks) field(total_streams)  \
     field(total_events) field(peak_device_bytes) field(peak_pinned_bytes) field(leaks) field(faults)      \
-    field(operations) field(allocations_since_mark)
+    field(operations) field(allocations_since_mark) field(live_graphs) field(total_graphs)                \
+    field(graph_launches)
 struct hostcuda_stats {
 #define HOSTCUDA_FIELD(name) uint64_t name;
     HOSTCUDA_STATS(HOSTCUDA_FIELD)
@@ -127,6 +153,10 @@ void pin(Block *block);
 void unpin(Block *block);
 void release_memory(Context *context);
 void check_quarantine(void);
+
+/* graphs.c */
+CUresult check_unsafe(const char *call);
+void release_graphs(Context *context);
 
 /* streams.c */
 void release_streams(Context *context);

@@ -1,46 +1,9 @@
 #define _GNU_SOURCE
-#include "hostcuda.h"
+#include "streams.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-/* When one operation is done. Events, later operations and waiting threads each hold it. */
-typedef struct {
-    int holders;
-    bool done;
-    int64_t at_ns;
-} Marker;
-
-typedef enum { COPY, FILL, CALL, NOTHING } Action;
-
-#define MAX_PINS 16
-
-typedef struct Operation {
-    struct Operation *next;
-    Action action;
-    Range target, source;
-    unsigned char value;
-    void (*function)(void *);
-    void *data;
-    Marker *done;
-    Marker **after; /* beside what stands before it in its stream */
-    size_t after_count;
-    Block *pinned[MAX_PINS];
-    int pinned_count;
-} Operation;
-
-struct CUstream_st {
-    Stream *next;
-    Context *context;
-    unsigned flags;
-    bool closed;  /* no handle any more; what is queued still runs */
-    bool dropped; /* its context went: nothing runs any more */
-    Operation *first, **end;
-    Marker *last; /* of what was enqueued last */
-    uint64_t random;
-};
 
 struct CUevent_st {
     Event *next;
@@ -51,7 +14,7 @@ struct CUevent_st {
 };
 
 /* Closed ones stay: a handle that is used too late is never another's. */
-static Stream *streams;
+Stream *streams;
 static Event *events;
 static uint64_t streams_made;
 
@@ -62,12 +25,12 @@ static _Thread_local struct {
 
 /* Markers */
 
-static Marker *hold(Marker *marker) {
+Marker *hold(Marker *marker) {
     if (marker) marker->holders++;
     return marker;
 }
 
-static void let_go(Marker *marker) {
+void let_go(Marker *marker) {
     if (marker && --marker->holders == 0) free(marker);
 }
 
@@ -79,7 +42,7 @@ static void wait_for(Marker *marker) {
     let_go(marker);
 }
 
-static void *allocate(size_t count, size_t bytes) {
+void *allocate(size_t count, size_t bytes) {
     void *memory = calloc(count, bytes);
     if (!memory) abort(); /* a test's few bytes */
     return memory;
@@ -227,8 +190,10 @@ static void close_stream(Stream *stream) {
 }
 
 /* 0 and 1 name the context's default stream. */
-static CUresult find_stream(Context *context, CUstream handle, Stream **found) {
+CUresult find_stream(Context *context, CUstream handle, Stream **found) {
     if ((uintptr_t)handle <= 1) {
+        CUresult result = check_legacy_stream(context);
+        if (result != CUDA_SUCCESS) return result;
         if (!context->default_stream) context->default_stream = make_stream(context, 0);
         *found = context->default_stream;
         return *found ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -264,6 +229,7 @@ static void close_event(Event *event) {
 void release_streams(Context *context) {
     for (Stream *stream = streams; stream; stream = stream->next) {
         if (stream->context != context || stream->dropped) continue;
+        drop_capture(stream);
         drop_operations(stream);
         if (stream->closed) continue;
         if (stream != context->default_stream) counted.leaks++;
@@ -297,11 +263,7 @@ static void order(Stream *stream, Operation *operation, Marker *awaited) {
     }
 }
 
-/* awaited: what it also waits for, or NULL. */
-static CUresult enqueue(Context *context, Stream *stream, Operation wanted, Marker *awaited) {
-    Block *target, *source;
-    CUresult result = check_ranges(context, &wanted, &target, &source);
-    if (result != CUDA_SUCCESS) return result;
+void append(Stream *stream, Operation wanted, Marker *awaited) {
     Operation *operation = allocate(1, sizeof *operation);
     *operation = wanted;
     operation->done = allocate(1, sizeof(Marker));
@@ -312,7 +274,16 @@ static CUresult enqueue(Context *context, Stream *stream, Operation wanted, Mark
     *stream->end = operation;
     stream->end = &operation->next;
     announce_change();
-    return CUDA_SUCCESS;
+}
+
+/* Into the stream, or into the graph that it records. */
+static CUresult enqueue(Stream *stream, Operation wanted) {
+    Block *target, *source;
+    CUresult result = check_ranges(stream->context, &wanted, &target, &source);
+    if (stream->capture.graph && result == CUDA_SUCCESS) return capture(stream, wanted);
+    if (stream->capture.graph) stream->capture.invalidated = true;
+    if (result == CUDA_SUCCESS) append(stream, wanted, NULL);
+    return result;
 }
 
 static CUresult submit(const char *call, CUstream handle, Operation operation, bool wait) {
@@ -320,7 +291,7 @@ static CUresult submit(const char *call, CUstream handle, Operation operation, b
     Stream *stream;
     CUresult result = enter(call, &context);
     if (result == CUDA_SUCCESS) result = find_stream(context, handle, &stream);
-    if (result == CUDA_SUCCESS) result = enqueue(context, stream, operation, NULL);
+    if (result == CUDA_SUCCESS) result = enqueue(stream, operation);
     if (result == CUDA_SUCCESS && wait) {
         wait_for(stream->last);
         result = context->broken;
@@ -410,6 +381,7 @@ CUresult cuStreamDestroy_v2(CUstream handle) {
     CUresult result = find_stream(context, handle, &stream);
     if (result == CUDA_SUCCESS && stream == context->default_stream)
         result = fault(CUDA_ERROR_INVALID_HANDLE, "the default stream can't be destroyed");
+    if (result == CUDA_SUCCESS) result = check_idle(__func__, stream);
     if (result == CUDA_SUCCESS) close_stream(stream);
     return finish_freeing(entered, result);
 }
@@ -420,6 +392,7 @@ CUresult cuStreamSynchronize(CUstream handle) {
     Stream *stream;
     CUresult result = enter(__func__, &context);
     if (result == CUDA_SUCCESS) result = find_stream(context, handle, &stream);
+    if (result == CUDA_SUCCESS) result = check_idle(__func__, stream);
     if (result == CUDA_SUCCESS) {
         wait_for(stream->last);
         result = context->broken;
@@ -432,6 +405,7 @@ CUresult cuStreamQuery(CUstream handle) {
     Stream *stream;
     CUresult result = enter(__func__, &context);
     if (result == CUDA_SUCCESS) result = find_stream(context, handle, &stream);
+    if (result == CUDA_SUCCESS) result = check_idle(__func__, stream);
     if (result == CUDA_SUCCESS && !is_done(stream->last)) result = CUDA_ERROR_NOT_READY;
     return leave(result);
 }
@@ -439,6 +413,8 @@ CUresult cuStreamQuery(CUstream handle) {
 CUresult cuCtxSynchronize(void) {
     Context *context;
     CUresult result = enter(__func__, &context);
+    for (Stream *stream = streams; stream && result == CUDA_SUCCESS; stream = stream->next)
+        if (stream->context == context) result = check_idle(__func__, stream);
     if (result == CUDA_SUCCESS) {
         for (Stream *stream = streams; stream; stream = stream->next)
             if (stream->context == context) wait_for(stream->last);
@@ -494,8 +470,10 @@ CUresult cuEventRecord(CUevent handle, CUstream on) {
     CUresult result = enter(__func__, &context);
     if (result == CUDA_SUCCESS) result = find_own_event(context, handle, &event);
     if (result == CUDA_SUCCESS) result = find_stream(context, on, &stream);
-    if (result == CUDA_SUCCESS) result = enqueue(context, stream, (Operation){.action = NOTHING}, NULL);
+    if (result == CUDA_SUCCESS && stream->capture.graph) /* CUDA would capture it */
+        result = refuse_capturing(__func__, stream, CUDA_ERROR_NOT_SUPPORTED);
     if (result == CUDA_SUCCESS) {
+        append(stream, (Operation){.action = NOTHING}, NULL);
         let_go(event->recorded);
         event->recorded = hold(stream->last);
     }
@@ -511,8 +489,10 @@ CUresult cuStreamWaitEvent(CUstream handle, CUevent awaited, unsigned int flags)
     if (result == CUDA_SUCCESS && flags) result = CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS) result = find_stream(context, handle, &stream);
     if (result == CUDA_SUCCESS) result = find_event(awaited, &event);
+    if (result == CUDA_SUCCESS && stream->capture.graph) /* no event here was recorded in a capture */
+        result = refuse_capturing(__func__, stream, CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
     if (result == CUDA_SUCCESS)
-        result = enqueue(context, stream, (Operation){.action = NOTHING}, event->recorded);
+        append(stream, (Operation){.action = NOTHING}, event->recorded);
     return leave(result);
 }
 

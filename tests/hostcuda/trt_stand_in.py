@@ -29,6 +29,8 @@ UNDEFINED = 0xA5  # of the output, until it has been computed
 ALIGNMENT = 256  # bytes, of a tensor's address
 ERRORS_ONLY = 3  # ONNX Runtime's severity
 LONGEST_RUN_S = 20
+OUT_OF_MEMORY, CAPTURE_UNSUPPORTED = 2, 900  # of CUDA's errors
+CAPTURING = 1  # CUDA's status of a stream
 
 _driver = ctypes.CDLL("libcuda.so.1")
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -36,6 +38,8 @@ _driver.hostcuda_enqueue.argtypes = [ctypes.c_void_p, _HostFunction, ctypes.c_vo
 _driver.hostcuda_check_range.argtypes = [ctypes.c_uint64, ctypes.c_size_t]
 _driver.cuMemAlloc_v2.argtypes = [ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t]
 _driver.cuMemFree_v2.argtypes = [ctypes.c_uint64]
+_driver.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
+_driver.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)]
 
 
 class DataType(Enum):
@@ -124,21 +128,38 @@ def nptype(trt_type: DataType) -> type[np.generic]:
     return types[trt_type]
 
 
-def plan(graph: bytes, *, version: str = __version__, capability: str | None = None) -> bytes:
-    """A graph as the plan of another version, or of a GPU of one compute capability, such as "8.6"."""
-    return HEAD + json.dumps({"version": version, "capability": capability}).encode() + b"\n" + graph
+def plan(
+    graph: bytes,
+    *,
+    version: str = __version__,
+    capability: str | None = None,
+    waits: bool = False,
+    tells: bool = False,
+) -> bytes:
+    """A graph as the plan of another version, or of a GPU of one compute capability, such as "8.6".
+
+    waits: for the stream in each run, as engines with loops or conditions do: it cannot be captured.
+    tells: its contexts say whether they can be captured, as TensorRT-RTX's do.
+    """
+    head = {"version": version, "capability": capability, "waits": waits, "tells": tells}
+    return HEAD + json.dumps(head).encode() + b"\n" + graph
 
 
 class Runtime:
     """Reads plans."""
 
     def __init__(self, logger: ILogger) -> None:
+        version = ctypes.c_int()
+        _driver.cuDriverGetVersion(ctypes.byref(version))
+        if version.value // 1000 < int(os.environ.get("HOSTCUDA_TENSORRT_CUDA", "12")):
+            logger.log(Severity.ERROR, "CUDA initialization failure with error: 35.")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self.logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         """None where it cannot be read here; the logger was told why."""
         try:
-            return ICudaEngine(_graph_of(bytes(serialized_engine)), self.logger)
+            return ICudaEngine(_read(bytes(serialized_engine)), self.logger)
         except _Refused as exc:
             self.logger.log(Severity.ERROR, str(exc))
             return None
@@ -148,10 +169,16 @@ class _Refused(Exception):
     """What TensorRT tells its logger, and not its caller."""
 
 
-def _graph_of(data: bytes) -> bytes:
+class _Plan(NamedTuple):
+    graph: bytes
+    waits: bool = False
+    tells: bool = False
+
+
+def _read(data: bytes) -> _Plan:
     """Raises _Refused for another version's plan, or another GPU's."""
     if not data.startswith(HEAD):
-        return data
+        return _Plan(data)
     head, graph = data.removeprefix(HEAD).split(b"\n", 1)
     made = json.loads(head)
     if made["version"] != __version__:
@@ -166,7 +193,7 @@ def _graph_of(data: bytes) -> bytes:
             f"generated on an incompatible device, expecting compute {here} got compute "
             f"{made['capability']}, please rebuild.)"
         )
-    return graph
+    return _Plan(graph, made["waits"], made["tells"])
 
 
 def _current_capability() -> str:
@@ -178,7 +205,15 @@ def _current_capability() -> str:
 
 def _check(result: int, call: str) -> None:
     if result:
-        raise _Refused(f"Error Code 1: Cuda Runtime (In {call}: CUDA error {result})")
+        raise _Refused(f"Error Code 1: Cuda Runtime (In {call}: {_words(result)})")
+
+
+def _words(result: int) -> str:
+    known = {
+        OUT_OF_MEMORY: ": out of memory",
+        CAPTURE_UNSUPPORTED: ": operation not permitted when stream is capturing",
+    }
+    return f"CUDA error {result}{known.get(result, '')}"
 
 
 class _Memory:
@@ -197,13 +232,14 @@ class _Memory:
 class ICudaEngine:
     """A graph with its weights on the device."""
 
-    def __init__(self, graph: bytes, logger: ILogger) -> None:
+    def __init__(self, plan: _Plan, logger: ILogger) -> None:
         self._logger = logger
-        self._session = _open(graph)
+        self._plan = plan
+        self._session = _open(plan.graph)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._tensors = [_tensor(node, TensorIOMode.INPUT) for node in inputs]
         self._tensors += [_tensor(node, TensorIOMode.OUTPUT) for node in outputs]
-        self._weights = _Memory(len(graph))
+        self._weights = _Memory(len(plan.graph))
 
     @property
     def num_io_tensors(self) -> int:
@@ -235,7 +271,7 @@ class ICudaEngine:
     def create_execution_context(self) -> IExecutionContext | None:
         """None where the device's memory doesn't suffice."""
         try:
-            return IExecutionContext(self)
+            return _TellingContext(self) if self._plan.tells else IExecutionContext(self)
         except _Refused as exc:
             self._logger.log(Severity.ERROR, str(exc))
             return None
@@ -277,6 +313,13 @@ class IExecutionContext:
         self.engine = engine
         self._addresses: dict[str, int] = {}
         self._activations = _Memory(engine.device_memory_size_v2)
+        self._set_up = False
+        self._captured: list[int] = []  # launches
+
+    def __del__(self) -> None:
+        """A graph that is replayed after this finds no launch, and fails."""
+        for number in getattr(self, "_captured", []):
+            _launches.pop(number, None)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         """Where a tensor lies from the next run on."""
@@ -293,24 +336,49 @@ class IExecutionContext:
         return self._addresses.get(name, 0)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Enqueues one run. The addresses are taken now, the memory is read and written when it runs."""
+        """Enqueues one run. The addresses are taken now, the memory is read and written when it runs.
+
+        The first run also waits for the stream, as TensorRT sets things up in it: it can't be captured.
+        """
         unset = [tensor.name for tensor in self.engine._tensors if tensor.name not in self._addresses]
         if unset:
             self._log(
                 f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error (no address is set for {unset})"
             )
             return False
+        result = self._enqueue(stream_handle)
+        if result:
+            self._log(f"IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime ({_words(result)})")
+        return not result
+
+    def _enqueue(self, stream: int) -> int:
+        """Returns CUDA's error, 0 for none."""
+        status = ctypes.c_int()
+        if self.engine._plan.waits or not self._set_up:
+            result = int(_driver.cuStreamSynchronize(stream))
+            if result:
+                return result
+            self._set_up = True
+        if result := int(_driver.cuStreamIsCapturing(stream, ctypes.byref(status))):
+            return result
         bound = [(tensor, self._addresses[tensor.name]) for tensor in self.engine._tensors]
         number = next(_numbers)
-        _launches[number] = _Launch(self.engine._session, bound, self._activations.address, number)
-        result = _driver.hostcuda_enqueue(stream_handle, _run_launch, number)
+        captured = status.value == CAPTURING
+        _launches[number] = _Launch(self.engine._session, bound, self._activations.address, captured)
+        if captured:
+            self._captured.append(number)
+        result = int(_driver.hostcuda_enqueue(stream, _run_launch, number))
         if result:
             del _launches[number]
-            self._log(f"IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (CUDA error {result})")
-        return not result
+        return result
 
     def _log(self, message: str) -> None:
         self.engine._logger.log(Severity.ERROR, message)
+
+
+class _TellingContext(IExecutionContext):
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self.engine._plan.waits
 
 
 _numbers = itertools.count(1)
@@ -333,7 +401,8 @@ def _run(number: int) -> None:
     """On the stream's thread."""
     _computing.add(number)
     try:
-        _launches.pop(number).run()
+        launch = _launches[number] if _launches[number].captured else _launches.pop(number)
+        launch.run(next(_numbers))
     except _BadMemory:
         pass  # the driver has noted it, and refuses everything from now on
     except BaseException as exc:
@@ -356,15 +425,15 @@ class _Launch(NamedTuple):
     session: Any  # of ONNX Runtime
     bound: Sequence[tuple[_Tensor, int]]
     activations: int
-    number: int
+    captured: bool  # in a graph, to be run again
 
-    def run(self) -> None:
-        """Computes, as a GPU would: with what is in memory while it computes."""
+    def run(self, number: int) -> None:
+        """Computes, as a GPU would: with what is in memory while it computes. number: no other run's."""
         busy = _device_array(self.activations, (1,), np.dtype(np.uint64))
         tensors = {tensor: _device_array(at, tensor.shape, _dtype(tensor)) for tensor, at in self.bound}
         inputs = {t.name: memory for t, memory in tensors.items() if t.mode is TensorIOMode.INPUT}
         outputs = {t.name: memory for t, memory in tensors.items() if t.mode is TensorIOMode.OUTPUT}
-        busy[0] = self.number
+        busy[0] = number
         for output in outputs.values():
             output.view(np.uint8).fill(UNDEFINED)
         read = {name: memory.copy() for name, memory in inputs.items()}
@@ -374,7 +443,7 @@ class _Launch(NamedTuple):
             results = self.session.run(
                 list(outputs), {name: memory.copy() for name, memory in inputs.items()}
             )
-        if busy[0] != self.number:
+        if busy[0] != number:
             return  # another run has overwritten the activations of this one
         for output, result in zip(outputs.values(), results, strict=True):
             output[...] = result

@@ -1,0 +1,195 @@
+"""A job's backends: chosen once, opened when an image needs them, freed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cmudrn.deploy.any_size import bf16_is_certified, open_backend
+from cmudrn.deploy.backend import Backend
+from cmudrn.deploy.choice import Choice, best_engine, build_command, choose
+from cmudrn.deploy.job import DEFAULT_TILE_PX, BackendName, InferJob
+from cmudrn.deploy.tiling import Restorer, TilePlan, plan_engine_tiles, plan_tiles
+from cmudrn.engines.manifest import Manifest
+from cmudrn.engines.spec import EngineSpec, Pixel, Precision
+from cmudrn.engines.store import EngineStore
+from cmudrn.errors import CmudrnError, DeviceError, EngineError, EnvironmentMissing, ImageError
+from cmudrn.wording import listed
+
+__all__ = ["Backends", "Pick"]
+
+
+class Pick(NamedTuple):
+    """What restores an image: images of equal picks can share batches."""
+
+    pixel: Pixel
+    engine: str | None  # its key; None: a backend for any size
+
+
+class Backends(AbstractContextManager["Backends"]):
+    """Opens what a job's images need, each backend once.
+
+    images: how many there are, to choose a batch size by. on_note: gets a line for people where something
+    else is used than was chosen.
+    Entering raises what `choose` raises, and what a backend for any size raises that cannot be opened.
+    """
+
+    def __init__(
+        self, job: InferJob, *, images: int = 1, on_note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._job, self._images, self._on_note = job, max(1, images), on_note
+        self._choice: Choice | None = None
+        self._engines: dict[str, Manifest] = {}
+        self._open: dict[Pick, tuple[Restorer, ExitStack]] = {}
+
+    def __enter__(self) -> Backends:
+        self._choice = choose(self._job)
+        if self._choice.note:
+            self._on_note(f"{self._choice.note}: choosing as without it")
+        self._engines = {engine.key: engine for engine in self._choice.engines}
+        try:
+            if not self._engines:
+                self.restorer(Pick(Pixel.UINT8, None))
+        except BaseException:
+            self._close_all()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_all()
+
+    @property
+    def choice(self) -> Choice:
+        """Once entered."""
+        if self._choice is None:
+            raise RuntimeError("the backends are not open: use them in a `with` block")
+        return self._choice
+
+    def __str__(self) -> str:
+        """What restores, and why, in a line for people."""
+        choice = self.choice
+        if not choice.engines:
+            return f"restoring with {self.restorer(Pick(Pixel.UINT8, None)).backend.label} ({choice.why})"
+        flavors = sorted({f"{engine.flavor.label} {engine.version}" for engine in choice.engines})
+        keys = [engine.key for engine in choice.engines]
+        return f"restoring with {listed(flavors)} ({choice.why}): {listed(keys)}"
+
+    @property
+    def most_at_once(self) -> int:
+        """Images that backends have on their way, where each is one tile."""
+        told, batches = self._job.backend, [engine.spec.batch for engine in self._engines.values()]
+        if not batches:
+            return self._job.batch or 1
+        return max(batches) * told.streams * max(1, len(told.devices))
+
+    def pick(self, dtype: DTypeLike, height: int, width: int) -> Pick:
+        """What is best for an image of uint8 or uint16 pixels; the latter go through float32.
+
+        Raises ImageError where no engine fits it, and nothing else is to take it.
+        """
+        pixel = Pixel.UINT8 if np.dtype(dtype) == np.uint8 else Pixel.FLOAT32
+        if not self._engines and self.choice.backend is not BackendName.TENSORRT:
+            return Pick(pixel, None)
+        engine = best_engine(
+            tuple(self._engines.values()),
+            pixel,
+            (height, width),
+            overlap_px=self._job.overlap,
+            images=self._images,
+        )
+        if engine:
+            return Pick(pixel, engine.key)
+        if self.choice.otherwise is None:
+            raise ImageError(
+                f"no engine of {pixel.value} pixels fits {height}x{width}",
+                fix=f"{build_command(self._job)} --pixel {pixel.value}, or --backend onnx",
+            )
+        return Pick(pixel, None)
+
+    def restorer(self, pick: Pick) -> Restorer:
+        """Opened. Call it while no stream of another one is going on: that one may be closed for this.
+
+        Raises what the backend raises when it is entered.
+        """
+        if pick not in self._open:
+            try:
+                self._open[pick] = self._opened(pick)
+            except DeviceError:
+                if not any(other.engine for other in self._open):
+                    raise
+                self._close_all()  # an engine's buffers may be all that is missing
+                self._open[pick] = self._opened(pick)
+            except (EngineError, EnvironmentMissing) as exc:
+                if pick.engine is None or self.choice.otherwise is None:
+                    raise
+                self._give_up(pick.engine, exc)
+                return self.restorer(Pick(pick.pixel, None))
+        return self._open[pick][0]
+
+    def _give_up(self, key: str, error: CmudrnError) -> None:
+        """An engine that was chosen, and not asked for, does not open: others take its images."""
+        self._on_note(f"{error.what}: going on without this engine")
+        del self._engines[key]
+
+    def _opened(self, pick: Pick) -> tuple[Restorer, ExitStack]:
+        with ExitStack() as taken:
+            restorer = (
+                self._of_any_size(pick.pixel, taken)
+                if pick.engine is None
+                else self._of_an_engine(self._engines[pick.engine], taken)
+            )
+            return restorer, taken.pop_all()
+
+    def _close_all(self) -> None:
+        with ExitStack() as closing:
+            for _, taken in self._open.values():
+                closing.push(taken)
+            self._open.clear()
+
+    def _of_an_engine(self, manifest: Manifest, taken: ExitStack) -> Restorer:
+        from cmudrn.deploy.devices import SpreadBackend
+        from cmudrn.deploy.tensorrt import TensorRTBackend
+
+        told, spec = self._job.backend, manifest.spec
+        engine = EngineStore.default(told.store).load(manifest.key)
+        workers: list[Backend] = [
+            TensorRTBackend(engine, device=device, slots=told.streams, graphs=told.cuda_graphs)
+            for device in told.devices or ("0",)
+        ]
+        backend = taken.enter_context(workers[0] if len(workers) == 1 else SpreadBackend(workers))
+        overlap_px = self._job.overlap
+
+        def plan(height: int, width: int) -> TilePlan:
+            tiles = plan_engine_tiles(height, width, tile=(spec.height, spec.width), overlap_px=overlap_px)
+            if tiles is None:
+                raise ImageError(f"{height}x{width} does not fit {spec}", fix="choose another engine")
+            return tiles
+
+        return Restorer(backend, plan, spec.batch)
+
+    def _of_any_size(self, pixel: Pixel, taken: ExitStack) -> Restorer:
+        job, tile_px = self._job, self._job.tile_px or DEFAULT_TILE_PX
+        batch = job.batch or 1
+        spec = EngineSpec(
+            loops=job.loops,
+            height=tile_px,
+            width=tile_px,
+            batch=batch,
+            precision=Precision.FP32,
+            pixel=pixel,
+            output=job.output,
+        )
+        name = self.choice.otherwise or self.choice.backend
+        if name is BackendName.OPENVINO and bf16_is_certified(job, pixel):
+            spec = replace(spec, precision=Precision.BF16)
+        backend = taken.enter_context(open_backend(name, job, spec))
+        return Restorer(backend, partial(plan_tiles, tile_px=tile_px, overlap_px=job.overlap), batch)

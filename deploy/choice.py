@@ -1,0 +1,210 @@
+"""Which backend a job gets, and why: engines that fit and are certified, else what there is for any size."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from cmudrn.checkpoint import read_checkpoint
+from cmudrn.deploy.any_size import bf16_is_certified
+from cmudrn.deploy.job import BackendName, InferJob
+from cmudrn.deploy.tiling import plan_engine_tiles
+from cmudrn.engines.flavors import PORTABLE, Flavor, installed_flavors, open_library
+from cmudrn.engines.gpu import Gpu, local_gpu
+from cmudrn.engines.manifest import Manifest
+from cmudrn.engines.spec import Pixel, Precision
+from cmudrn.engines.store import EngineStore
+from cmudrn.errors import CmudrnError, EngineError, EnvironmentMissing, UsageError
+from cmudrn.wording import counted, listed
+
+__all__ = ["Choice", "best_engine", "choose", "is_target_of", "runs_on"]
+
+SHOWN = 3  # engines of a list in one line
+PRECISIONS = (Precision.FP16, Precision.BF16, Precision.FP32)  # of engines that fit alike, the fastest first
+# Where TensorRT-RTX's plans without a target load: compute capability 8.0, 8.6, 8.9, and 12.0 and later.
+PORTABLE_TARGETS = ("sm80", "sm86", "sm89")
+PORTABLE_FROM = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What restores a job's images."""
+
+    backend: BackendName  # never AUTO
+    why: str  # in words, after the name
+    engines: tuple[Manifest, ...] = ()  # for backend = TENSORRT, at least one
+    otherwise: BackendName | None = None  # for images that no engine fits; None: these fail
+    note: str = ""  # why the engine that was named isn't taken, in a line
+
+
+def choose(job: InferJob) -> Choice:
+    """The backend that the job asks for, or with AUTO the best one here.
+
+    Raises EngineError and EnvironmentMissing where engines are asked for and none can be used, with the
+    nearest reason; with AUTO that reason stands in the choice of another. An engine that AUTO is to take by
+    name is refused without a certificate, and noted where it doesn't fit.
+    """
+    wanted = job.backend.name
+    if wanted is BackendName.AUTO and (why_not := refusal_of_the_named(job)):
+        others = replace(job, backend=replace(job.backend, engine=None))
+        return replace(choose(others), note=why_not)
+    if wanted is BackendName.TENSORRT:
+        return Choice(backend=wanted, why="as told", engines=usable_engines(job))
+    if wanted is not BackendName.AUTO:
+        return Choice(backend=wanted, why="as told")
+    of_any_size = BackendName.OPENVINO if openvino_is_faster(job) else BackendName.ONNX
+    if job.backend.on_cpu:
+        return Choice(backend=of_any_size, why="told to stay on the CPU")
+    try:
+        engines = usable_engines(job)
+    except UsageError:
+        raise
+    except CmudrnError as exc:
+        if job.backend.engine is not None:
+            raise
+        return Choice(backend=of_any_size, why=exc.what)
+    why = "certified" if not job.backend.allow_unverified else "certified or not, as told"
+    return Choice(backend=BackendName.TENSORRT, why=why, engines=engines, otherwise=of_any_size)
+
+
+def openvino_is_faster(job: InferJob) -> bool:
+    """With bfloat16, certified; in float32 ONNX Runtime is (docs/measurements.md, "CPU backends").
+
+    Not with a GPU named: ONNX Runtime's providers may have it.
+    """
+    on_cpu = job.backend.on_cpu or not job.backend.devices
+    return on_cpu and bf16_is_certified(job, Pixel.UINT8)
+
+
+def refusal_of_the_named(job: InferJob) -> str:
+    """Why the engine that is named doesn't fit, in a line; empty where only a certificate may be missing."""
+    if job.backend.engine is None:
+        return ""
+    if job.backend.on_cpu:
+        return f"--device cpu: without the engine {job.backend.engine}"
+    lenient = replace(job, backend=replace(job.backend, allow_unverified=True))
+    try:
+        usable_engines(lenient)
+    except UsageError:
+        raise
+    except CmudrnError as exc:
+        return exc.what
+    return ""
+
+
+def best_engine(
+    engines: Sequence[Manifest], pixel: Pixel, size: tuple[int, int], *, overlap_px: int, images: int
+) -> Manifest | None:
+    """The one with the least work for an image of that height and width, padding included; None: none fits.
+
+    images: how many such ones there are, to fill batches with. Of equals, half precision goes first.
+    """
+
+    def work(engine: Manifest) -> float:
+        spec = engine.spec
+        plan = plan_engine_tiles(*size, tile=(spec.height, spec.width), overlap_px=overlap_px)
+        if plan is None or spec.pixel is not pixel:
+            return float("inf")
+        batches = -(-len(plan) * images // spec.batch)
+        return batches * spec.batch * spec.height * spec.width / images
+
+    def rank(engine: Manifest) -> tuple[float, int, int, str]:
+        return work(engine), PRECISIONS.index(engine.spec.precision), -engine.spec.batch, engine.key
+
+    best = min(engines, key=rank, default=None)
+    return best if best and work(best) < float("inf") else None
+
+
+def usable_engines(job: InferJob) -> tuple[Manifest, ...]:
+    """The store's engines for this job on these GPUs, at least one.
+
+    Leaves those that fit, one demand after the other; the first that leaves none is the error's reason. What
+    is slow to ask, the library and the driver, is asked after the store.
+    """
+    store, told = EngineStore.default(job.backend.store), job.backend
+    left, broken = store.manifests()
+
+    def demand(fits: Callable[[Manifest], bool], what: str, fix: str) -> None:
+        nonlocal left
+        before, left = left, [one for one in left if fits(one)]
+        if not left:
+            there = f"; there are {listed([one.key for one in before], most=SHOWN)}" if before else ""
+            unread = f"; {counted(len(broken), 'manifest')} cannot be read" if broken else ""
+            raise EngineError(f"{store.folder}: no engine {what}{there}{unread}", fix=fix)
+
+    build = build_command(job)
+    if told.engine is not None:
+        demand(lambda one: one.key == told.engine, f"named {told.engine}", "see `cmudrn engines list`")
+    demand(lambda one: one.spec.loops == job.loops, f"for T = {job.loops}", build)
+    weights = read_checkpoint(job.weights).sha256
+    demand(lambda one: one.weights_sha256 == weights, f"of weights {weights[:12]}", build)
+    demand(lambda one: one.spec.output is job.output, f"for the {job.output.value} image", build)
+    if job.tile_px is not None:
+        side = job.tile_px
+        demand(
+            lambda one: max(one.spec.height, one.spec.width) <= side,
+            f"of {side} pixels a side or less",
+            "give a larger --tile, or none",
+        )
+    if job.batch is not None:
+        most = job.batch
+        demand(
+            lambda one: one.spec.batch <= most, f"of batch {most} or less", "give a larger --batch, or none"
+        )
+    versions = library_versions()
+    demand(
+        lambda one: versions.get(one.flavor) == one.version,
+        "of " + " or ".join(f"{flavor.value} {version}" for flavor, version in versions.items()),
+        build,
+    )
+    gpus = [local_gpu(device) for device in told.devices or ("0",)]
+    names = listed(sorted({f"{gpu.name} ({gpu.target})" for gpu in gpus}))
+    demand(lambda one: all(runs_on(one, gpu) for gpu in gpus), f"for {names}", build)
+    if not told.allow_unverified:
+        demand(
+            lambda one: one.parity is not None and one.parity.passed,
+            "with a parity certificate that it has passed",
+            f"cmudrn parity-check {left[0].key}, or --allow-unverified",
+        )
+    return tuple(left)
+
+
+def runs_on(engine: Manifest, gpu: Gpu) -> bool:
+    """Whether the engine's target is this GPU, as far as that can be known before it is loaded."""
+    return is_target_of(engine.target, gpu)
+
+
+def is_target_of(target: str, gpu: Gpu) -> bool:
+    """Whether what is built for that target runs on this GPU."""
+    if target != PORTABLE:
+        return target == gpu.target
+    number = gpu.target.removeprefix("sm")
+    return gpu.target in PORTABLE_TARGETS or (number.isdigit() and int(number) >= PORTABLE_FROM)
+
+
+def library_versions() -> dict[Flavor, str]:
+    """Of the flavours that can be imported. Raises EnvironmentMissing where there is none."""
+    versions, refusals = {}, []
+    for flavor in installed_flavors():
+        try:
+            versions[flavor] = open_library(flavor).version
+        except EnvironmentMissing as exc:
+            refusals.append(exc)
+    if not versions:
+        if refusals:
+            raise refusals[0]
+        open_library()  # says what to install
+    return versions
+
+
+def build_command(job: InferJob) -> str:
+    """What builds an engine for the job; of which size, only the images can tell."""
+    parts = [f"cmudrn build-engine --loops {job.loops} --size {job.tile_px or 500}"]
+    if job.output.value != "fused":
+        parts.append(f"--output {job.output.value}")
+    if job.weights != "default":
+        parts.append(f"--weights {shlex.quote(job.weights)}")
+    if job.backend.store is not None:
+        parts.append(f"--store {shlex.quote(str(job.backend.store))}")
+    return " ".join(parts)
