@@ -47,7 +47,7 @@ def bf16_is_certified(job: InferJob, pixel: Pixel) -> bool:
     if job.layout not in (None, FOR_ONNX_RUNTIME) or not find_spec("openvino") or not store.folder.is_dir():
         return False
     from cmudrn.deploy.openvino import cpu_has_bf16
-    from cmudrn.deploy.parity_candidates import library_subject
+    from cmudrn.deploy.parity.candidates import library_subject
 
     spec = EngineSpec(
         loops=job.loops, height=1, width=1, precision=Precision.BF16, pixel=pixel, output=job.output

@@ -18,20 +18,20 @@ from PIL import Image
 from torch import nn
 
 from cmudrn.checkpoint import load_model
-from cmudrn.deploy import benchmark, peak
-from cmudrn.deploy.arithmetic import flops, values_moved
-from cmudrn.deploy.benchmark import BenchmarkPlan, run_benchmark, terms_of
-from cmudrn.deploy.benchmark_plot import MARK, draw_heatmaps
-from cmudrn.deploy.benchmark_table import PAPER_FPS, Cell, Table, Terms
-from cmudrn.deploy.contestants import (
+from cmudrn.deploy.benchmark import grid, peak
+from cmudrn.deploy.benchmark.arithmetic import flops, values_moved
+from cmudrn.deploy.benchmark.contestants import (
     Case,
     Conditions,
     Contestant,
     Opened,
     Place,
 )
+from cmudrn.deploy.benchmark.grid import BenchmarkPlan, run_benchmark, terms_of
+from cmudrn.deploy.benchmark.plot import MARK, draw_heatmaps
+from cmudrn.deploy.benchmark.table import PAPER_FPS, Cell, Table, Terms
+from cmudrn.deploy.benchmark.timing import Effort
 from cmudrn.deploy.machine import Machine, describe_machine
-from cmudrn.deploy.timing import Effort
 from cmudrn.errors import EnvironmentMissing, UsageError
 
 EFFORT = Effort(warmup=1, repeats=2)
@@ -125,7 +125,7 @@ def test_every_cell_is_measured_in_turns_and_is_on_disk(tmp_path: Path) -> None:
 
 def test_seconds_are_those_of_one_image_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     takes_eight = nullcontext(Opened(lambda: 8.0, "wall"))
-    monkeypatch.setattr(benchmark, "open_contestant", lambda *_: takes_eight)
+    monkeypatch.setattr(grid, "open_contestant", lambda *_: takes_eight)
     [cell] = measured(tmp_path, "onnx", cases=(Case(1, 16, 16, 4),)).cells.values()
     assert (cell.seconds, cell.lower_s, cell.upper_s, cell.least_s) == (2.0, 2.0, 2.0, 2.0)
     assert cell.first_s == 8.0  # of the batch as a whole

@@ -16,7 +16,7 @@ from test_manifest import manifest_of
 from cmudrn.checkpoint import read_checkpoint, save_checkpoint
 from cmudrn.deploy.choice import best_engine, choose, runs_on
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
-from cmudrn.deploy.parity_candidates import library_subject
+from cmudrn.deploy.parity.candidates import library_subject
 from cmudrn.deploy.tiling import plan_engine_tiles
 from cmudrn.engines.certificate import ParityCertificate
 from cmudrn.engines.flavors import Flavor, open_library

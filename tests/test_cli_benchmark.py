@@ -17,8 +17,8 @@ from test_manifest import manifest_of
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.cli.app import main
 from cmudrn.cli.values import parse_counts, parse_sizes
-from cmudrn.deploy import peak
-from cmudrn.deploy.contestants import Opened, Place, open_contestant
+from cmudrn.deploy.benchmark import peak
+from cmudrn.deploy.benchmark.contestants import Opened, Place, open_contestant
 from cmudrn.engines.graph import typed_graph
 from cmudrn.engines.spec import EngineSpec
 from cmudrn.engines.store import EngineStore
@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_what_was_measured_and_says_it(
             raise KeyboardInterrupt
         return whole(*told)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cmudrn.deploy.benchmark.open_contestant", interrupted)
+    monkeypatch.setattr("cmudrn.deploy.benchmark.grid.open_contestant", interrupted)
     assert benchmark(*SMALL, "--size", "20", "--backend", "onnx") == 130
     assert "16x16" in capsys.readouterr().out
     assert [row["height"] for row in rows()] == ["16"]
@@ -236,6 +236,6 @@ def test_figures_of_a_restless_machine_are_told(
     def restless(*_: object) -> nullcontext[Opened]:
         return nullcontext(Opened(lambda: next(seconds), "wall"))
 
-    monkeypatch.setattr("cmudrn.deploy.benchmark.open_contestant", restless)
+    monkeypatch.setattr("cmudrn.deploy.benchmark.grid.open_contestant", restless)
     assert benchmark(*SMALL, "--size", "20", "--warmup", "1", "--backend", "onnx") == 0
     assert "1 figure of 2 spread by more than 20%" in capsys.readouterr().err

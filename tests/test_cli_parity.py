@@ -26,15 +26,15 @@ from cmudrn.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from cmudrn.cli.app import main
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.machine import library_version
-from cmudrn.deploy.parity import ParityJob
-from cmudrn.deploy.parity_candidates import (
+from cmudrn.deploy.parity.candidates import (
     EngineCandidate,
     LibraryCandidate,
     Selection,
     find_candidates,
     library_subject,
 )
-from cmudrn.deploy.parity_images import shipped_images
+from cmudrn.deploy.parity.images import shipped_images
+from cmudrn.deploy.parity.measure import ParityJob
 from cmudrn.engines.certificate import ParityLimits
 from cmudrn.engines.flavors import Flavor
 from cmudrn.engines.graph import typed_graph
@@ -342,7 +342,7 @@ def test_a_backend_that_is_not_installed_is_exit_code_2_and_the_others_are_check
     house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "cmudrn.deploy.parity_candidates.library_version",
+        "cmudrn.deploy.parity.candidates.library_version",
         lambda name: None if name == "openvino" else library_version(name),
     )
     options = ("--backend", "openvino", "--backend", "onnx", "--size", "16", "--loops", "1")

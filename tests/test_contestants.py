@@ -17,8 +17,8 @@ from test_manifest import manifest_of
 from torch import nn
 
 from cmudrn.checkpoint import load_model, read_checkpoint
-from cmudrn.deploy import peak
-from cmudrn.deploy.contestants import (
+from cmudrn.deploy.benchmark import peak
+from cmudrn.deploy.benchmark.contestants import (
     Case,
     Conditions,
     Contestant,
@@ -187,7 +187,7 @@ def store_with(case: Case, folder: Path) -> tuple[Conditions, str]:
 def test_an_engines_kernels_are_timed_by_events_and_really_run() -> None:
     from tempfile import TemporaryDirectory
 
-    from cmudrn.deploy.engine_timing import KernelTimer, find_engine
+    from cmudrn.deploy.benchmark.engine_timing import KernelTimer, find_engine
 
     case = Case(1, 16, 16, 2)
     with TemporaryDirectory() as folder:

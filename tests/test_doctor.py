@@ -20,9 +20,9 @@ from test_manifest import manifest_of
 
 from cmudrn.checkpoint import SHIPPED
 from cmudrn.cli.app import main
-from cmudrn.deploy.doctor import judge
-from cmudrn.deploy.file_checks import check_cache, check_compiler
-from cmudrn.deploy.findings import Diagnosis, Finding, Scene, State
+from cmudrn.deploy.doctor.checkup import judge
+from cmudrn.deploy.doctor.file_checks import check_cache, check_compiler
+from cmudrn.deploy.doctor.findings import Diagnosis, Finding, Scene, State
 from cmudrn.deploy.machine import Graphics, Machine
 from cmudrn.deploy.probe import MODULES, PROBES, Answer, ask
 from cmudrn.engines.flavors import Flavor
@@ -436,7 +436,7 @@ def test_a_cache_without_room_or_with_a_file_in_its_way_is_mismatched(
 ) -> None:
     monkeypatch.setenv("CMUDRN_CACHE", str(tmp_path / "new" / "cache"))
     assert [one.state for one in check_cache(scene(store))] == [State.OK]
-    monkeypatch.setattr("cmudrn.deploy.file_checks.LEAST_FREE_MB", 1 << 50)
+    monkeypatch.setattr("cmudrn.deploy.doctor.file_checks.LEAST_FREE_MB", 1 << 50)
     [full] = check_cache(scene(store))
     assert (full.state, "MB free" in full.found) == (State.MISMATCHED, True)
     (tmp_path / "new").write_text("")
@@ -505,7 +505,7 @@ def test_a_driver_that_shows_no_gpu_or_does_not_start_is_told(driver: Driver, si
 
 def test_examining_imports_nothing_that_may_be_broken(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cmudrn.deploy.doctor import examine;"
+        "import sys; from pathlib import Path; from cmudrn.deploy.doctor.checkup import examine;"
         "from cmudrn.engines.store import EngineStore; examine(EngineStore(Path('none')));"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cmudrn.deploy.contestants import (
+from cmudrn.deploy.benchmark.contestants import (
     Conditions,
 )
-from cmudrn.deploy.end_to_end import jobs_of, make_photos, median_pass, run_end_to_end
+from cmudrn.deploy.benchmark.end_to_end import jobs_of, make_photos, median_pass, run_end_to_end
 from cmudrn.deploy.job import BackendName
 from cmudrn.errors import ImageError
 

@@ -22,7 +22,8 @@ from random_weights import random_checkpoint
 from cmudrn.checkpoint import Checkpoint
 from cmudrn.deploy.backend import PixelBatch
 from cmudrn.deploy.onnxruntime import OnnxBackend
-from cmudrn.deploy.parity import (
+from cmudrn.deploy.parity.images import fit, given_images, shipped_images
+from cmudrn.deploy.parity.measure import (
     Candidate,
     Checked,
     ParityJob,
@@ -34,9 +35,8 @@ from cmudrn.deploy.parity import (
     measure,
     reference_spec,
 )
-from cmudrn.deploy.parity_images import fit, given_images, shipped_images
-from cmudrn.deploy.parity_report import coloured, html_page, table_row, to_json
-from cmudrn.deploy.parity_tally import CROP_PX, Comparison, Tally, WorstPlaces, shrunk
+from cmudrn.deploy.parity.report import coloured, html_page, table_row, to_json
+from cmudrn.deploy.parity.tally import CROP_PX, Comparison, Tally, WorstPlaces, shrunk
 from cmudrn.engines.certificate import ParityCertificate, ParityLimits
 from cmudrn.engines.graph import dynamic_graph, typed_graph
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision

@@ -27,7 +27,7 @@ from cmudrn.deploy.any_size import bf16_is_certified, graph_of
 from cmudrn.deploy.choice import choose
 from cmudrn.deploy.job import DEFAULT_OVERLAP_PX, DEFAULT_TILE_PX, BackendName, BackendOptions, InferJob
 from cmudrn.deploy.machine import describe_machine
-from cmudrn.deploy.parity_candidates import library_subject
+from cmudrn.deploy.parity.candidates import library_subject
 from cmudrn.deploy.profile import Goal, Profile, Spread, Way, read_profile, write_profile
 from cmudrn.deploy.profile_use import way_by_profile
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME, Branches, Layout

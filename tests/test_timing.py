@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cmudrn.deploy.timing import Effort, Times, take_turns, timed
+from cmudrn.deploy.benchmark.timing import Effort, Times, take_turns, timed
 from cmudrn.errors import CmudrnError, DeviceError, UsageError
 
 

@@ -17,14 +17,14 @@ from random_weights import random_checkpoint
 from cmudrn.checkpoint import read_checkpoint, save_checkpoint
 from cmudrn.cli.app import main
 from cmudrn.deploy.backend import PixelBatch
-from cmudrn.deploy.frame_timing import HOPELESS, FrameTimes, Opened, Setting, frames_of, time_frames
-from cmudrn.deploy.frontier import Measured, Quality, frontier, nearest, quality_of, recommended
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.profile import Goal, Spread, Way, read_profile
 from cmudrn.deploy.tiling import Restorer, TilePlan, plan_tiles
-from cmudrn.deploy.tune import Choice, TuneJob, Tuner, worth_it
-from cmudrn.deploy.tune_builds import Compiler, EngineBuilder
-from cmudrn.deploy.tune_candidates import Axes, LibraryWays
+from cmudrn.deploy.tuning.builds import Compiler, EngineBuilder
+from cmudrn.deploy.tuning.candidates import Axes, LibraryWays
+from cmudrn.deploy.tuning.frame_timing import HOPELESS, FrameTimes, Opened, Setting, frames_of, time_frames
+from cmudrn.deploy.tuning.frontier import Measured, Quality, frontier, nearest, quality_of, recommended
+from cmudrn.deploy.tuning.search import Choice, TuneJob, Tuner, worth_it
 from cmudrn.engines.flavors import Flavor, open_library
 from cmudrn.engines.gpu import Gpu
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME, Branches, Layout
@@ -461,7 +461,7 @@ def test_ctrl_c_prints_what_is_known(
             raise KeyboardInterrupt
         return time_frames(*arguments)
 
-    monkeypatch.setattr("cmudrn.deploy.tune.time_frames", timed_thrice)
+    monkeypatch.setattr("cmudrn.deploy.tuning.search.time_frames", timed_thrice)
     assert tune("--fps", "0.5", "-o", tmp_path / "profile.json", "--all") == 130
     said = capsys.readouterr()
     assert "frontier, as far as it is known" in said.out

@@ -10,12 +10,12 @@ from hostcuda.build import Driver, Run
 from test_infer_tensorrt import SPEC, VERSION, House, clean, house
 from test_manifest import manifest_of
 
-from cmudrn.deploy.frame_timing import Setting
-from cmudrn.deploy.frontier import Measured
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.profile import Goal, read_profile
-from cmudrn.deploy.tune import TuneJob, Tuner
-from cmudrn.deploy.tune_candidates import Axes
+from cmudrn.deploy.tuning.candidates import Axes
+from cmudrn.deploy.tuning.frame_timing import Setting
+from cmudrn.deploy.tuning.frontier import Measured
+from cmudrn.deploy.tuning.search import TuneJob, Tuner
 from cmudrn.engines.layout import Branches, Layout
 from cmudrn.engines.manifest import Manifest
 from cmudrn.engines.spec import EngineSpec

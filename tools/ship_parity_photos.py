@@ -1,4 +1,4 @@
-"""Makes deploy/photos, the photographs that `cmudrn parity-check` compares on, of those in examples/weather.
+"""Makes deploy/parity/photos, what `cmudrn parity-check` compares on, of the photographs of examples/weather.
 
 python tools/ship_parity_photos.py
 """
@@ -22,7 +22,7 @@ QUALITY = 78  # all five together in less than 300 kB
 
 
 def main() -> None:
-    target = ROOT / "deploy" / "photos"
+    target = ROOT / "deploy" / "parity" / "photos"
     total = 0
     for name in PHOTOS:
         source = ROOT / "examples" / "weather" / f"{name}.jpg"

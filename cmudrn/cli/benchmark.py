@@ -15,8 +15,8 @@ from cmudrn.cli.values import need_positive, one_of, parse_counts, parse_depths,
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
-    from cmudrn.deploy.contestants import Conditions
-    from cmudrn.deploy.timing import Effort
+    from cmudrn.deploy.benchmark.contestants import Conditions
+    from cmudrn.deploy.benchmark.timing import Effort
 
 __all__ = ["benchmark", "register"]
 
@@ -107,8 +107,8 @@ def benchmark(
     Backends take turns at each size, so that their ratios are fair. Every figure is on disk as soon as it is
     measured: the same command goes on where it was stopped, on the same machine.
     """
-    from cmudrn.deploy.contestants import Conditions
-    from cmudrn.deploy.timing import Effort
+    from cmudrn.deploy.benchmark.contestants import Conditions
+    from cmudrn.deploy.benchmark.timing import Effort
 
     need_positive(threads=threads, repeats=repeats)
     conditions = Conditions(weights=weights, threads=threads, device=device, store=store)
@@ -146,9 +146,9 @@ def measure_grid(
     overwrite: bool,
 ) -> int:
     """Exit code 1 where nothing could be measured."""
-    from cmudrn.deploy.benchmark import BenchmarkPlan, run_benchmark, terms_of
-    from cmudrn.deploy.benchmark_table import Table
-    from cmudrn.deploy.contestants import Case, Contestant, usual_contestants
+    from cmudrn.deploy.benchmark.contestants import Case, Contestant, usual_contestants
+    from cmudrn.deploy.benchmark.grid import BenchmarkPlan, run_benchmark, terms_of
+    from cmudrn.deploy.benchmark.table import Table
 
     plan = BenchmarkPlan(
         contestants=tuple(dict.fromkeys(map(Contestant.parse, names))) or usual_contestants(conditions),
@@ -179,8 +179,7 @@ def measure_infer(
     passes: int,
 ) -> int:
     """Prints the pass of the median time for each backend and depth; all are in OUT/end-to-end.json."""
-    from cmudrn.deploy.benchmark import terms_of
-    from cmudrn.deploy.end_to_end import (
+    from cmudrn.deploy.benchmark.end_to_end import (
         EndToEnd,
         jobs_of,
         median_pass,
@@ -188,6 +187,7 @@ def measure_infer(
         run_end_to_end,
         write_passes,
     )
+    from cmudrn.deploy.benchmark.grid import terms_of
     from cmudrn.deploy.job import BackendName
 
     backends = [one_of(BackendName, "--backend", name) for name in names or ["auto"]]

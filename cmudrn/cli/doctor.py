@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cmudrn.deploy.findings import Finding
+    from cmudrn.deploy.doctor.findings import Finding
 
 __all__ = ["doctor", "register"]
 
@@ -34,7 +34,7 @@ def doctor(store: StoreFolder = None, as_json: AsJson = False) -> int:
     """
     from rich.console import Console
 
-    from cmudrn.deploy.doctor import examine
+    from cmudrn.deploy.doctor.checkup import examine
     from cmudrn.engines.store import EngineStore
 
     diagnosis = examine(EngineStore.default(store))

@@ -24,9 +24,9 @@ from cmudrn.cli.values import (
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
-    from cmudrn.deploy.parity import Checked, OnImage, ParityJob
-    from cmudrn.deploy.parity_candidates import Selection
-    from cmudrn.deploy.parity_images import ParityImages
+    from cmudrn.deploy.parity.candidates import Selection
+    from cmudrn.deploy.parity.images import ParityImages
+    from cmudrn.deploy.parity.measure import Checked, OnImage, ParityJob
 
 __all__ = ["parity_check", "register"]
 
@@ -130,8 +130,8 @@ def parity_check(
     named, or none at all, can be run here.
     """
     from cmudrn.checkpoint import read_checkpoint
-    from cmudrn.deploy.parity import ParityJob, check_parity, exit_code
-    from cmudrn.deploy.parity_candidates import find_candidates
+    from cmudrn.deploy.parity.candidates import find_candidates
+    from cmudrn.deploy.parity.measure import ParityJob, check_parity, exit_code
     from cmudrn.engines.certificate import ParityLimits
     from cmudrn.engines.store import EngineStore
 
@@ -171,7 +171,7 @@ def need_targets(report: Path | None, json_to: str | None) -> None:
 
 def find_images(folder: Path | None, truth: Path | None) -> ParityImages:
     """Those of a folder, else the package's."""
-    from cmudrn.deploy.parity_images import given_images, shipped_images
+    from cmudrn.deploy.parity.images import given_images, shipped_images
 
     if folder is not None:
         return given_images(folder, truth)
@@ -191,7 +191,7 @@ def parse_selection(
 ) -> Selection:
     """Raises UsageError."""
     from cmudrn.deploy.job import BackendName
-    from cmudrn.deploy.parity_candidates import Selection
+    from cmudrn.deploy.parity.candidates import Selection
     from cmudrn.engines.spec import Output, Pixel, Precision
 
     names = [name for given in backends for name in given.split(",")]
@@ -225,7 +225,7 @@ def print_results(results: Sequence[Checked], *, to_stderr: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cmudrn.deploy.parity_report import HEADINGS, reason, table_row
+    from cmudrn.deploy.parity.report import HEADINGS, reason, table_row
 
     measured = [one for one in results if one.certificate]
     if measured:
@@ -246,7 +246,7 @@ def write_reports(
     job: ParityJob, results: Sequence[Checked], report: Path | None, json_to: str | None
 ) -> None:
     """Files are written whole or not at all."""
-    from cmudrn.deploy.parity_report import html_page, to_json
+    from cmudrn.deploy.parity.report import html_page, to_json
     from cmudrn.files import replacing
 
     if report is not None:

@@ -16,10 +16,10 @@ from cmudrn.wording import counted
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from cmudrn.deploy.benchmark import Measured
-    from cmudrn.deploy.benchmark_table import Cell, Gap, Table, Terms
-    from cmudrn.deploy.contestants import Case
-    from cmudrn.deploy.end_to_end import EndToEnd
+    from cmudrn.deploy.benchmark.contestants import Case
+    from cmudrn.deploy.benchmark.end_to_end import EndToEnd
+    from cmudrn.deploy.benchmark.grid import Measured
+    from cmudrn.deploy.benchmark.table import Cell, Gap, Table, Terms
 
 __all__ = ["print_cells", "print_gaps", "print_passes", "progress", "write_heatmap"]
 
@@ -30,7 +30,7 @@ WIDE = 200  # whole lines, which a narrow terminal wraps
 
 def print_cells(terms: Terms, cells: Sequence[Cell]) -> None:
     """For each case its backends in turn, and the paper's figure where there is one."""
-    from cmudrn.deploy.benchmark_table import PAPER_FPS
+    from cmudrn.deploy.benchmark.table import PAPER_FPS
 
     if not cells:
         return
@@ -103,7 +103,7 @@ def print_gaps(gaps: Sequence[Gap]) -> None:
 
 def write_heatmap(table: Table) -> None:
     """Says where everything lies."""
-    from cmudrn.deploy.benchmark_plot import draw_heatmaps
+    from cmudrn.deploy.benchmark.plot import draw_heatmaps
 
     if not table.cells:
         return

@@ -22,10 +22,10 @@ from cmudrn.wording import counted
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from cmudrn.deploy.frontier import Measured, Quality
     from cmudrn.deploy.machine import Machine
     from cmudrn.deploy.profile import Goal
-    from cmudrn.deploy.tune import TuneJob, Tuner
+    from cmudrn.deploy.tuning.frontier import Measured, Quality
+    from cmudrn.deploy.tuning.search import TuneJob, Tuner
 
 __all__ = ["register", "tune"]
 
@@ -125,11 +125,11 @@ def tune(
     In time is the 99th percentile: with --fps of the time between restored frames of a stream, with
     --budget-ms of the time that a lone frame takes. Exit code 1 where nothing is in time.
     """
-    from cmudrn.deploy.frame_timing import Setting
     from cmudrn.deploy.job import BackendName
     from cmudrn.deploy.profile import Goal
-    from cmudrn.deploy.tune import TuneJob
-    from cmudrn.deploy.tune_candidates import Axes
+    from cmudrn.deploy.tuning.candidates import Axes
+    from cmudrn.deploy.tuning.frame_timing import Setting
+    from cmudrn.deploy.tuning.search import TuneJob
     from cmudrn.engines.layout import Layout
 
     (height, width), *others = parse_sizes([size])
@@ -170,9 +170,9 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
 def run(job: TuneJob, out: Path | None, *, show_all: bool) -> int:
     """Measures and prints; writes the profile where something is in time."""
     from cmudrn.checkpoint import read_checkpoint
-    from cmudrn.deploy.frontier import nearest, quality_of, recommended
     from cmudrn.deploy.machine import describe_machine
-    from cmudrn.deploy.tune import Tuner, described
+    from cmudrn.deploy.tuning.frontier import nearest, quality_of, recommended
+    from cmudrn.deploy.tuning.search import Tuner, described
 
     machine = describe_machine()
     quality = quality_of(read_checkpoint(job.setting.weights), job.loops)
@@ -193,7 +193,7 @@ def run(job: TuneJob, out: Path | None, *, show_all: bool) -> int:
 
 def measure(tuner: Tuner, bar: Bar, quality: Quality, *, show_all: bool) -> list[Measured]:
     """The frontier; on Ctrl-C what is known of it is printed, too."""
-    from cmudrn.deploy.frontier import Measured, frontier
+    from cmudrn.deploy.tuning.frontier import Measured, frontier
 
     goal, ended = tuner.job.goal, False
     measured: list[Measured] = []
@@ -256,7 +256,7 @@ def times_of(one: Measured, goal: Goal) -> str:
 
 def print_miss(one: Measured | None, goal: Goal) -> None:
     """What to say where nothing is in time."""
-    from cmudrn.deploy.tune import described
+    from cmudrn.deploy.tuning.search import described
 
     if one is None:
         note("nothing could be measured")

@@ -18,8 +18,8 @@ from cmudrn.deploy.backend import PixelBatch
 from cmudrn.deploy.cuda import Device, PinnedBuffer, open_device
 from cmudrn.deploy.graphs import shipped_graph
 from cmudrn.deploy.onnxruntime import OnnxBackend
-from cmudrn.deploy.parity_images import shipped_images
-from cmudrn.deploy.parity_tally import Comparison, Tally
+from cmudrn.deploy.parity.images import shipped_images
+from cmudrn.deploy.parity.tally import Comparison, Tally
 from cmudrn.deploy.tensorrt import TensorRTBackend
 from cmudrn.engines.certificate import ParityLimits
 from cmudrn.engines.compile import CompileJob, compile_engines

@@ -12,7 +12,7 @@ from cmudrn.deploy.any_size import graph_of, torch_device
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.job import CPU, BackendName
 from cmudrn.deploy.machine import describe_machine, library_version
-from cmudrn.deploy.parity import Candidate, ParityJob
+from cmudrn.deploy.parity.measure import Candidate, ParityJob
 from cmudrn.engines.certificate import CHECK_AGAIN, ParityCertificate, Subject
 from cmudrn.engines.manifest import Manifest
 from cmudrn.engines.plain_json import MOST_CHARS

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmudrn.deploy.arithmetic import flops, values_moved
-from cmudrn.deploy.contestants import Case, Contestant
+from cmudrn.deploy.benchmark.arithmetic import flops, values_moved
+from cmudrn.deploy.benchmark.contestants import Case, Contestant
 from cmudrn.deploy.machine import Machine
 from cmudrn.engines.spec import Precision
 from cmudrn.errors import UsageError

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from cmudrn.checkpoint import Checkpoint, check_tensors
 from cmudrn.deploy.backend import Backend, PixelBatch
-from cmudrn.deploy.parity_images import ParityImage, ParityImages
-from cmudrn.deploy.parity_tally import Comparison, Tally, WorstPlace, WorstPlaces
+from cmudrn.deploy.parity.images import ParityImage, ParityImages
+from cmudrn.deploy.parity.tally import Comparison, Tally, WorstPlace, WorstPlaces
 from cmudrn.engines.certificate import ParityCertificate, ParityLimits
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 from cmudrn.errors import (

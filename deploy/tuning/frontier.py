@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmudrn.checkpoint import Checkpoint
-from cmudrn.deploy.frame_timing import FrameTimes
 from cmudrn.deploy.profile import Goal, Spread, Way
+from cmudrn.deploy.tuning.frame_timing import FrameTimes
 
 __all__ = ["Measured", "Quality", "frontier", "nearest", "quality_of", "recommended"]
 

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from cmudrn.deploy.backends import Backends
-from cmudrn.deploy.benchmark_table import Terms
-from cmudrn.deploy.contestants import Conditions
+from cmudrn.deploy.benchmark.contestants import Conditions
+from cmudrn.deploy.benchmark.table import Terms
 from cmudrn.deploy.job import BackendName, BackendOptions, Existing, InferJob
 from cmudrn.deploy.pipeline import restore_images
 from cmudrn.deploy.report import JobReport

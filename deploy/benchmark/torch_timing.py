@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cmudrn.checkpoint import load_model
 from cmudrn.deploy.any_size import torch_device
-from cmudrn.deploy.contestants import Case, Conditions, Contestant, Kind, Opened, random_pixels
+from cmudrn.deploy.benchmark.contestants import Case, Conditions, Contestant, Kind, Opened, random_pixels
+from cmudrn.deploy.benchmark.timing import Run, timed
 from cmudrn.deploy.machine import available_cores
-from cmudrn.deploy.timing import Run, timed
 from cmudrn.engines.torch_frontend import DTYPES
 from cmudrn.errors import DeviceError, EnvironmentMissing
 

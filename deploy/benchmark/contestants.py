@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmudrn.deploy.timing import Run, timed
+from cmudrn.deploy.benchmark.timing import Run, timed
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 from cmudrn.errors import EnvironmentMissing, UsageError
 
@@ -176,12 +176,12 @@ def open_contestant(contestant: Contestant, case: Case, conditions: Conditions) 
         raise EnvironmentMissing(f"{contestant}: runs on a GPU alone", fix="leave --device cpu away")
     if contestant.kind in BY_TORCH:
         need_torch(contestant)
-        from cmudrn.deploy.torch_timing import open_torch
+        from cmudrn.deploy.benchmark.torch_timing import open_torch
 
         with open_torch(contestant, case, conditions) as opened:
             yield opened
     elif contestant.kind in OF_ENGINES:
-        from cmudrn.deploy.engine_timing import open_engine
+        from cmudrn.deploy.benchmark.engine_timing import open_engine
 
         with open_engine(contestant, case, conditions) as opened:
             yield opened

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cmudrn.deploy.choice import library_versions, usable_engines
-from cmudrn.deploy.frame_timing import Setting
 from cmudrn.deploy.job import (
     DEFAULT_OVERLAP_PX,
     DEFAULT_TILE_PX,
@@ -21,6 +20,7 @@ from cmudrn.deploy.job import (
 )
 from cmudrn.deploy.profile import Goal, Way
 from cmudrn.deploy.tiling import plan_engine_tiles, plan_tiles
+from cmudrn.deploy.tuning.frame_timing import Setting
 from cmudrn.engines.gpu import local_gpu
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME, Layout
 from cmudrn.engines.manifest import Manifest
@@ -28,7 +28,7 @@ from cmudrn.engines.spec import EngineSpec, Pixel
 from cmudrn.errors import CmudrnError, EngineError, UsageError
 
 if TYPE_CHECKING:  # it needs onnx
-    from cmudrn.deploy.tune_builds import EngineBuilder
+    from cmudrn.deploy.tuning.builds import EngineBuilder
 
 __all__ = ["Axes", "Candidate", "EngineWays", "Failure", "LibraryWays", "Ways"]
 

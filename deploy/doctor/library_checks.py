@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmudrn.deploy.findings import Finding, Scene, State, mismatched, missing, ok
+from cmudrn.deploy.doctor.findings import Finding, Scene, State, mismatched, missing, ok
 from cmudrn.deploy.probe import Answer
 
 __all__ = [

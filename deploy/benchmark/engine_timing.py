@@ -9,7 +9,7 @@ from itertools import repeat
 
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.backend import PixelBatch
-from cmudrn.deploy.contestants import Case, Conditions, Contestant, Kind, Opened, random_pixels
+from cmudrn.deploy.benchmark.contestants import Case, Conditions, Contestant, Kind, Opened, random_pixels
 from cmudrn.deploy.tensorrt import TensorRTBackend
 from cmudrn.engines.flavors import PORTABLE, Flavor, installed_libraries
 from cmudrn.engines.gpu import local_gpu

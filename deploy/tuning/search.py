@@ -18,18 +18,18 @@ from statistics import median
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from cmudrn.deploy.arithmetic import flops
-from cmudrn.deploy.frame_timing import FrameTimes, Setting, frames_of, time_frames
-from cmudrn.deploy.frontier import Measured
+from cmudrn.deploy.benchmark.arithmetic import flops
 from cmudrn.deploy.job import CPU, DEFAULT_OVERLAP_PX, BackendName
 from cmudrn.deploy.profile import Goal, Way
-from cmudrn.deploy.tune_candidates import Axes, Candidate, EngineWays, Failure, LibraryWays, Ways
+from cmudrn.deploy.tuning.candidates import Axes, Candidate, EngineWays, Failure, LibraryWays, Ways
+from cmudrn.deploy.tuning.frame_timing import FrameTimes, Setting, frames_of, time_frames
+from cmudrn.deploy.tuning.frontier import Measured
 from cmudrn.engines.layout import Branches, Layout
 from cmudrn.engines.store import EngineStore
 from cmudrn.errors import CmudrnError, EnvironmentMissing, UsageError
 
 if TYPE_CHECKING:  # it needs onnx
-    from cmudrn.deploy.tune_builds import Build, EngineBuilder
+    from cmudrn.deploy.tuning.builds import Build, EngineBuilder
 
 __all__ = ["LAPS", "TuneJob", "Tuner"]
 
@@ -159,7 +159,7 @@ class Tuner(AbstractContextManager["Tuner"]):
         if not find_spec("onnx"):
             self._on_note("no onnx: only engines that the store has are measured")
             return None
-        from cmudrn.deploy.tune_builds import Compiler, EngineBuilder
+        from cmudrn.deploy.tuning.builds import Compiler, EngineBuilder
 
         build = self._build or Compiler(
             job.setting.weights,

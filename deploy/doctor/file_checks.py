@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cmudrn import __version__
-from cmudrn.deploy.findings import Finding, Scene, mismatched, missing, ok
+from cmudrn.deploy.doctor.findings import Finding, Scene, mismatched, missing, ok
 from cmudrn.engines.flavors import PORTABLE, Flavor
 from cmudrn.engines.gpu import Gpu
 from cmudrn.engines.manifest import Manifest

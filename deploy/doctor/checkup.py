@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 
-from cmudrn.deploy import file_checks, library_checks
-from cmudrn.deploy.findings import Diagnosis, Finding, Scene, mismatched
+from cmudrn.deploy.doctor import file_checks, library_checks
+from cmudrn.deploy.doctor.findings import Diagnosis, Finding, Scene, mismatched
 from cmudrn.deploy.machine import describe_machine
 from cmudrn.deploy.probe import PROBES, ask
 from cmudrn.engines.store import EngineStore

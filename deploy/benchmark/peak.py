@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmudrn.deploy.contestants import Conditions, Place
+from cmudrn.deploy.benchmark.contestants import Conditions, Place
+from cmudrn.deploy.benchmark.timing import Effort, Run, Times, take_turns, timed
 from cmudrn.deploy.machine import available_cores
-from cmudrn.deploy.timing import Effort, Run, Times, take_turns, timed
 from cmudrn.engines.spec import Precision
 from cmudrn.errors import CmudrnError, EnvironmentMissing
 
@@ -83,7 +83,7 @@ def _by_numpy() -> tuple[Run, Run]:
 def _by_torch(place: Place, precision: Precision, conditions: Conditions) -> tuple[Run, Run]:
     import torch
 
-    from cmudrn.deploy.torch_timing import device_of, device_timed, in_words
+    from cmudrn.deploy.benchmark.torch_timing import device_of, device_timed, in_words
     from cmudrn.engines.torch_frontend import DTYPES
 
     device = torch.device("cpu") if place is Place.CPU else device_of(conditions)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmudrn.deploy.benchmark_table import PAPER_FPS, Cell, Table
+from cmudrn.deploy.benchmark.table import PAPER_FPS, Cell, Table
 from cmudrn.errors import EnvironmentMissing
 from cmudrn.files import replacing
 

@@ -14,8 +14,8 @@ import pyvips
 from numpy.typing import NDArray
 
 from cmudrn import __version__
-from cmudrn.deploy.parity import Checked, ParityJob, Verdict
-from cmudrn.deploy.parity_tally import WorstPlace
+from cmudrn.deploy.parity.measure import Checked, ParityJob, Verdict
+from cmudrn.deploy.parity.tally import WorstPlace
 from cmudrn.engines.certificate import shown_db
 from cmudrn.wording import counted
 

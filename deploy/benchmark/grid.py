@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cmudrn.checkpoint import read_checkpoint
-from cmudrn.deploy.benchmark_table import Cell, Gap, Key, Table, Terms
-from cmudrn.deploy.contestants import (
+from cmudrn.deploy.benchmark.contestants import (
     Case,
     Conditions,
     Contestant,
@@ -18,9 +17,10 @@ from cmudrn.deploy.contestants import (
     open_contestant,
     place_of,
 )
+from cmudrn.deploy.benchmark.peak import Peak, measure_peak
+from cmudrn.deploy.benchmark.table import Cell, Gap, Key, Table, Terms
+from cmudrn.deploy.benchmark.timing import Effort, Times, take_turns
 from cmudrn.deploy.machine import available_cores, describe_machine
-from cmudrn.deploy.peak import Peak, measure_peak
-from cmudrn.deploy.timing import Effort, Times, take_turns
 from cmudrn.engines.spec import Precision
 from cmudrn.errors import CmudrnError, UsageError
 
