@@ -51,7 +51,7 @@ def run_backend(photos: list[Path]) -> float:
     with Backends(job) as backends:
         for photo in photos:
             pixels = read_picture(photo).pixels
-            restorer = backends.restorer(backends.pick(pixels.dtype, *pixels.shape[:2]))
+            restorer = backends.restorer_for(pixels.dtype, *pixels.shape[:2])
             start = time.perf_counter()
             list(restore_each([pixels], restorer))
             total += time.perf_counter() - start

@@ -33,9 +33,7 @@ def open_backend(name: BackendName, job: InferJob, spec: EngineSpec) -> Backend:
         return OpenVinoBackend(graph, spec, threads=told.threads)
     from cmudrn.deploy.onnxruntime import OnnxBackend
 
-    # A bus id tells it nothing: it takes the first GPU then, where it has a provider for one.
-    device = next((name for name in told.devices if name == CPU or name.isdecimal()), None)
-    return OnnxBackend(graph, spec, threads=told.threads, device=device)
+    return OnnxBackend(graph, spec, threads=told.threads, device=one_by_number(told.devices, "ONNX Runtime"))
 
 
 def bf16_is_certified(job: InferJob, pixel: Pixel) -> bool:
@@ -70,13 +68,18 @@ def torch_device(devices: Sequence[str]) -> str:
                 "--backend torch needs PyTorch", fix="pip install 'cmudrn[train]'"
             ) from exc
         return "cuda:0" if torch.cuda.is_available() else CPU
-    if devices[0] == CPU:
-        return CPU
-    if not devices[0].isdigit() or len(devices) > 1:
+    device = one_by_number(devices, "PyTorch")
+    return CPU if device in (None, CPU) else f"cuda:{device}"
+
+
+def one_by_number(devices: Sequence[str], library: str) -> str | None:
+    """The device told: cpu, or a GPU's number; None without. Raises UsageError for bus ids and several."""
+    if len(devices) > 1 or not all(name == CPU or (name.isascii() and name.isdecimal()) for name in devices):
+        told = " --device ".join(devices)
         raise UsageError(
-            f"--device {' --device '.join(devices)}: PyTorch takes one, by number", fix="--device 0"
+            f"--device {told}: {library} takes one, by number", fix="--device 0, or --device cpu"
         )
-    return f"cuda:{devices[0]}"
+    return devices[0] if devices else None
 
 
 def graph_of(weights: str, loops: int, pixel: Pixel, layout: Layout | None = None) -> Path | bytes:

@@ -15,12 +15,12 @@ from numpy.typing import DTypeLike
 from cmudrn.deploy.any_size import bf16_is_certified, open_backend
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.choice import Choice, best_engine, build_command, choose
-from cmudrn.deploy.job import DEFAULT_TILE_PX, BackendName, InferJob
+from cmudrn.deploy.job import CPU, DEFAULT_TILE_PX, BackendName, InferJob
 from cmudrn.deploy.tiling import Restorer, TilePlan, plan_engine_tiles, plan_tiles
 from cmudrn.engines.manifest import Manifest
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 from cmudrn.engines.store import EngineStore
-from cmudrn.errors import CmudrnError, DeviceError, EngineError, EnvironmentMissing, ImageError
+from cmudrn.errors import DeviceError, EngineError, EnvironmentMissing, ImageError
 from cmudrn.wording import listed
 
 __all__ = ["Backends", "Pick"]
@@ -46,8 +46,10 @@ class Backends(AbstractContextManager["Backends"]):
     ) -> None:
         self._job, self._images, self._on_note = job, max(1, images), on_note
         self._choice: Choice | None = None
+        self._label = ""  # of what takes any size, where that takes all
         self._engines: dict[str, Manifest] = {}
         self._open: dict[Pick, tuple[Restorer, ExitStack]] = {}
+        self._noted: set[Pixel] = set()  # said once that no engine fits these
 
     def __enter__(self) -> Backends:
         self._choice = choose(self._job)
@@ -56,7 +58,7 @@ class Backends(AbstractContextManager["Backends"]):
         self._engines = {engine.key: engine for engine in self._choice.engines}
         try:
             if not self._engines:
-                self.restorer(Pick(Pixel.UINT8, None))
+                self._label = self.restorer_for(np.uint8, 1, 1).backend.label
         except BaseException:
             self._close_all()
             raise
@@ -78,10 +80,11 @@ class Backends(AbstractContextManager["Backends"]):
         """What restores, and why, in a line for people."""
         choice = self.choice
         if not choice.engines:
-            return f"restoring with {self.restorer(Pick(Pixel.UINT8, None)).backend.label} ({choice.why})"
+            return f"restoring with {self._label} ({choice.why})"
         flavors = sorted({f"{engine.flavor.label} {engine.version}" for engine in choice.engines})
         keys = [engine.key for engine in choice.engines]
-        return f"restoring with {listed(flavors)} ({choice.why}): {listed(keys)}"
+        rest = f"; what fits none: {choice.otherwise.label}" if choice.otherwise else ""
+        return f"restoring with {listed(flavors)} ({choice.why}): {listed(keys)}{rest}"
 
     @property
     def most_at_once(self) -> int:
@@ -108,19 +111,25 @@ class Backends(AbstractContextManager["Backends"]):
         )
         if engine:
             return Pick(pixel, engine.key)
+        why = f"no engine of {pixel.value} pixels fits {height}x{width}"
         if self.choice.otherwise is None:
-            raise ImageError(
-                f"no engine of {pixel.value} pixels fits {height}x{width}",
-                fix=f"{build_command(self._job)} --pixel {pixel.value}, or --backend onnx",
-            )
+            raise ImageError(why, fix=f"{build_command(self._job)} --pixel {pixel.value}, or --backend onnx")
+        if self._engines and pixel not in self._noted:
+            self._noted.add(pixel)
+            self._on_note(f"{why}: {self.choice.otherwise.label} takes such")
         return Pick(pixel, None)
 
-    def restorer(self, pick: Pick) -> Restorer:
-        """Opened. Call it while no stream of another one is going on: that one may be closed for this.
+    def restorer(self, pick: Pick) -> Restorer | None:
+        """Opened; None for an engine that can't be opened where others may take its images: pick again.
 
+        Call it while no stream of another one is going on: that one may be closed for this.
         Raises what the backend raises when it is entered.
         """
-        if pick not in self._open:
+        if pick in self._open:
+            return self._open[pick][0]
+        if pick.engine is not None and pick.engine not in self._engines:
+            return None
+        try:
             try:
                 self._open[pick] = self._opened(pick)
             except DeviceError:
@@ -128,17 +137,20 @@ class Backends(AbstractContextManager["Backends"]):
                     raise
                 self._close_all()  # an engine's buffers may be all that is missing
                 self._open[pick] = self._opened(pick)
-            except (EngineError, EnvironmentMissing) as exc:
-                if pick.engine is None or self.choice.otherwise is None:
-                    raise
-                self._give_up(pick.engine, exc)
-                return self.restorer(Pick(pick.pixel, None))
+        except (EngineError, EnvironmentMissing) as exc:
+            if pick.engine is None or self.choice.otherwise is None:
+                raise
+            # Chosen, and not asked for.
+            self._on_note(f"{exc.what}: going on without this engine")
+            del self._engines[pick.engine]
+            return None
         return self._open[pick][0]
 
-    def _give_up(self, key: str, error: CmudrnError) -> None:
-        """An engine that was chosen, and not asked for, does not open: others take its images."""
-        self._on_note(f"{error.what}: going on without this engine")
-        del self._engines[key]
+    def restorer_for(self, dtype: DTypeLike, height: int, width: int) -> Restorer:
+        """Opened, for one image; raises what `pick` and `restorer` raise."""
+        while (restorer := self.restorer(self.pick(dtype, height, width))) is None:
+            continue  # one engine fewer
+        return restorer
 
     def _opened(self, pick: Pick) -> tuple[Restorer, ExitStack]:
         with ExitStack() as taken:
@@ -191,5 +203,12 @@ class Backends(AbstractContextManager["Backends"]):
         name = self.choice.otherwise or self.choice.backend
         if name is BackendName.OPENVINO and bf16_is_certified(job, pixel):
             spec = replace(spec, precision=Precision.BF16)
-        backend = taken.enter_context(open_backend(name, job, spec))
+        try:
+            backend = taken.enter_context(open_backend(name, job, spec))
+        except EnvironmentMissing as exc:
+            if job.backend.name is not BackendName.AUTO or not job.backend.devices:
+                raise
+            self._on_note(f"{exc.what}: on the CPU instead")
+            on_cpu = replace(job, backend=replace(job.backend, devices=(CPU,)))
+            backend = taken.enter_context(open_backend(name, on_cpu, spec))
         return Restorer(backend, partial(plan_tiles, tile_px=tile_px, overlap_px=job.overlap), batch)

@@ -11,8 +11,8 @@ from cmudrn.deploy.any_size import bf16_is_certified
 from cmudrn.deploy.job import BackendName, InferJob
 from cmudrn.deploy.tiling import plan_engine_tiles
 from cmudrn.engines.flavors import PORTABLE, Flavor, installed_flavors, open_library
-from cmudrn.engines.gpu import Gpu, local_gpu
-from cmudrn.engines.manifest import Manifest
+from cmudrn.engines.gpu import Gpu, local_gpus
+from cmudrn.engines.manifest import Manifest, certified_on
 from cmudrn.engines.spec import Pixel, Precision
 from cmudrn.engines.store import EngineStore
 from cmudrn.errors import CmudrnError, EngineError, EnvironmentMissing, UsageError
@@ -96,24 +96,30 @@ def refusal_of_the_named(job: InferJob) -> str:
 def best_engine(
     engines: Sequence[Manifest], pixel: Pixel, size: tuple[int, int], *, overlap_px: int, images: int
 ) -> Manifest | None:
-    """The one with the least work for an image of that height and width, padding included; None: none fits.
+    """One of the image's own size, else the one with the least work for it, padding included.
 
-    images: how many such ones there are, to fill batches with. Of equals, half precision goes first.
+    None where none fits. images: how many such ones there are: of engines that are otherwise equal, the one
+    is taken whose batches they fill best. Then half precision goes first.
     """
 
-    def work(engine: Manifest) -> float:
+    def tiles(engine: Manifest) -> int:
         spec = engine.spec
         plan = plan_engine_tiles(*size, tile=(spec.height, spec.width), overlap_px=overlap_px)
-        if plan is None or spec.pixel is not pixel:
-            return float("inf")
-        batches = -(-len(plan) * images // spec.batch)
-        return batches * spec.batch * spec.height * spec.width / images
+        return len(plan) if plan else 0
 
-    def rank(engine: Manifest) -> tuple[float, int, int, str]:
-        return work(engine), PRECISIONS.index(engine.spec.precision), -engine.spec.batch, engine.key
+    def rank(engine: Manifest) -> tuple[bool, int, int, int, int, str]:
+        spec, count = engine.spec, tiles(engine)
+        filled = -(-count * images // spec.batch) * spec.batch  # tiles of all images, and of the last batch
+        return (
+            (spec.height, spec.width) != size,
+            count * spec.height * spec.width,
+            filled,
+            PRECISIONS.index(spec.precision),
+            -spec.batch,
+            engine.key,
+        )
 
-    best = min(engines, key=rank, default=None)
-    return best if best and work(best) < float("inf") else None
+    return min((one for one in engines if one.spec.pixel is pixel and tiles(one)), key=rank, default=None)
 
 
 def usable_engines(job: InferJob) -> tuple[Manifest, ...]:
@@ -158,12 +164,12 @@ def usable_engines(job: InferJob) -> tuple[Manifest, ...]:
         "of " + " or ".join(f"{flavor.value} {version}" for flavor, version in versions.items()),
         build,
     )
-    gpus = [local_gpu(device) for device in told.devices or ("0",)]
+    gpus = local_gpus(told.devices or ("0",))
     names = listed(sorted({f"{gpu.name} ({gpu.target})" for gpu in gpus}))
     demand(lambda one: all(runs_on(one, gpu) for gpu in gpus), f"for {names}", build)
     if not told.allow_unverified:
         demand(
-            lambda one: one.parity is not None and one.parity.passed,
+            lambda one: all(certified_on(one, gpu) for gpu in gpus),
             "with a parity certificate that it has passed",
             f"cmudrn parity-check {left[0].key}, or --allow-unverified",
         )

@@ -5,7 +5,6 @@ pycuda is imported when a device is opened, never before: it loads the NVIDIA dr
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cmudrn.engines.context import primary_context
 from cmudrn.engines.gpu import describe_gpu, find_device, load_driver
 from cmudrn.errors import DeviceError, EnvironmentMissing
 
@@ -73,14 +73,8 @@ def open_device(wanted: str = "0") -> Iterator[Device]:
     cuda = load_driver()
     _check_driver(cuda)
     device = find_device(cuda, wanted)
-    try:
-        context = device.retain_primary_context()
-    except cuda.Error as exc:
-        raise DeviceError(f"{device.name()}: {exc}", fix="see nvidia-smi: is it used up or shut?") from exc
-    try:
+    with primary_context(device) as context:
         yield Device(cuda, context, *describe_gpu(device))
-    finally:
-        _release(context)
 
 
 def _check_driver(cuda: ModuleType) -> None:
@@ -91,35 +85,6 @@ def _check_driver(cuda: ModuleType) -> None:
             f"the NVIDIA driver is for CUDA {served // 1000}.{served % 1000 // 10}, pycuda for CUDA {built}",
             fix=f"install a newer driver, or install pycuda again with the toolkit of CUDA {served // 1000}",
         )
-
-
-def _release(context: Any) -> None:
-    """Gives a primary context back, and leaves this thread's stack of contexts as it was.
-
-    To release one, pycuda 2026.1 makes it current, and leaves it so, unknown to itself.
-    """
-    driver = ctypes.CDLL("libcuda.so.1")  # the one that pycuda has loaded
-    handle = ctypes.c_void_p(int(context.handle))
-
-    def current() -> int | None:
-        found = ctypes.c_void_p()
-        driver.cuCtxGetCurrent(ctypes.byref(found))
-        return found.value
-
-    def pop() -> None:
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-
-    others = (
-        0  # users of the same context, PyTorch for one: out of the way, to see whether pycuda adds another
-    )
-    while current() == handle.value:
-        pop()
-        others += 1
-    context.detach()
-    if current() == handle.value:
-        pop()
-    for _ in range(others):
-        driver.cuCtxPushCurrent_v2(handle)
 
 
 class PinnedBuffer:

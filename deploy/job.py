@@ -51,6 +51,12 @@ class BackendName(str, Enum):
     OPENVINO = "openvino"
     TORCH = "torch"  # the reference
 
+    @property
+    def label(self) -> str:
+        """For people."""
+        labels = {"tensorrt": "TensorRT", "onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+        return labels.get(self.value, self.value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
@@ -113,10 +119,9 @@ class InferJob:
         need_between(1, None, max_pixels=self.max_pixels, tile=self.tile_px)
         need_between(1, MOST_AT_ONCE, batch=self.batch)
         need_between(0, None, overlap=self.overlap_px)
-        tile_px = self.tile_px or DEFAULT_TILE_PX
-        if 2 * self.overlap >= tile_px:
+        if self.tile_px is not None and 2 * self.overlap >= self.tile_px:
             raise UsageError(
-                f"--tile {tile_px} leaves nothing between overlaps of {self.overlap} pixels",
+                f"--tile {self.tile_px} leaves nothing between overlaps of {self.overlap} pixels",
                 fix=f"give --tile {2 * self.overlap + 1} or more, or a smaller --overlap",
             )
 

@@ -75,6 +75,11 @@ class OnnxBackend(AbstractContextManager["OnnxBackend"]):
                 break
         else:
             session = self._on_cpu()
+        if self._device not in (None, "cpu") and session.get_providers()[0] == CPU:
+            raise EnvironmentMissing(
+                f"--device {self._device}: ONNX Runtime {ort.__version__} starts no provider for a GPU here",
+                fix="--device cpu, or pip install onnxruntime-gpu in the place of onnxruntime",
+            )
         self._session, self.taken = session, tuple(session.get_providers())
         return self
 

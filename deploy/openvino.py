@@ -82,7 +82,9 @@ class OpenVinoBackend(AbstractContextManager["OpenVinoBackend"]):
         library = import_openvino()
         core = library.Core()
         if self.spec.precision is Precision.BF16 and not _has_bf16(core):
-            raise EnvironmentMissing("this processor has no bfloat16", fix="take fp32")
+            raise EnvironmentMissing(
+                "--precision bf16: this processor has no bfloat16", fix="give --precision fp32"
+            )
         try:
             model = core.read_model(self._graph)
             wanted = model.output(GRAPH_OUTPUTS[self.spec.output])

@@ -120,6 +120,9 @@ class _Line(AbstractContextManager["_Line"]):
         if not self.ready or self._behind() or (pick := self.ready[0].pick) is None:
             return
         restorer = self.backends.restorer(pick)
+        if restorer is None:
+            self._pick_again(pick)
+            return
         begun: deque[_Loaded] = deque()
         since = time.perf_counter()
         with closing(restore_each(self._pixels(pick, begun), restorer)) as stream:
@@ -131,11 +134,10 @@ class _Line(AbstractContextManager["_Line"]):
                     break
                 if restored is None:
                     break
-                now = time.perf_counter()
-                self._hand_on(begun.popleft(), restored, now - since)
-                since = now
+                self._hand_on(begun.popleft(), restored, time.perf_counter() - since)
                 self.read_ahead(pending)
                 yield from self.ended()
+                since = time.perf_counter()  # what the caller took was no restoring
 
     def _take_in(self) -> None:
         """What the readers have read is ready, or refused."""
@@ -145,14 +147,26 @@ class _Line(AbstractContextManager["_Line"]):
             if isinstance(step, ItemResult):
                 self.refused.append(step)
                 continue
-            try:
-                step.pick = self.backends.pick(
-                    step.picture.pixels.dtype, step.result.height, step.result.width
-                )
-            except FAILURES as exc:
-                self.refused.append(self._lost(step, exc))
+            self._make_ready(step)
+
+    def _make_ready(self, loaded: _Loaded) -> None:
+        try:
+            loaded.pick = self.backends.pick(
+                loaded.picture.pixels.dtype, loaded.result.height, loaded.result.width
+            )
+        except FAILURES as exc:
+            self.refused.append(self._lost(loaded, exc))
+        else:
+            self.ready.append(loaded)
+
+    def _pick_again(self, lost: Pick) -> None:
+        """What it was to restore goes elsewhere, in the order it came."""
+        waiting, self.ready = self.ready, deque()
+        for loaded in waiting:
+            if loaded.pick == lost:
+                self._make_ready(loaded)
             else:
-                self.ready.append(step)
+                self.ready.append(loaded)
 
     def _pixels(self, pick: Pick, begun: deque[_Loaded]) -> Iterator[Pixels]:
         """What is ready for one backend. Ends where nothing is: restored pictures wait for none to come."""

@@ -30,6 +30,7 @@ __all__ = ["Goal", "Profile", "Spread", "Way", "read_profile", "write_profile"]
 SCHEMA = 1  # one more whenever a reader of the one before would misread it
 TUNE_AGAIN = "write it again: `cmudrn tune ... -o FILE`"
 PERCENTILE = 99
+DEVICE = re.compile(r"cpu|[0-9]{1,4}|[0-9A-Fa-f:.]{5,20}")
 ENGINE_KEY = re.compile(r"[A-Za-z0-9.+-]+")
 MOST_S = 1e6  # of one frame
 MOST_RUNS = 1 << 31
@@ -106,6 +107,7 @@ class Way:
     tile_px: int | None = None  # side of a tile, at most; None: an engine's, or the usual one
     threads: int | None = None  # on the CPU; None: one for each core
     engine: str | None = None  # its key in the store, for backend = TENSORRT
+    device: str | None = None  # a GPU's number or PCI bus id, or cpu, as it was told; None: the first GPU
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Way:
@@ -119,6 +121,7 @@ class Way:
             tile_px=fields.maybe("tile", lambda key: fields.integer(key, 1, MOST["height"])),
             threads=fields.maybe("threads", lambda key: fields.integer(key, 1, MOST_AT_ONCE)),
             engine=fields.maybe("engine", lambda key: fields.text(key, ENGINE_KEY)),
+            device=fields.maybe("device", lambda key: fields.text(key, DEVICE)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +135,7 @@ class Way:
             "tile": self.tile_px,
             "threads": self.threads,
             "engine": self.engine,
+            "device": self.device,
         }
 
 

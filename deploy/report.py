@@ -72,6 +72,11 @@ class JobReport:
             self.items.append(result)
 
     @property
+    def begun(self) -> bool:
+        """Some image has ended."""
+        return any(self.counts.values())
+
+    @property
     def images_per_s(self) -> float:
         return self.counts[Status.RESTORED] / self.seconds if self.seconds else 0.0
 

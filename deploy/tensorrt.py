@@ -8,10 +8,10 @@ steps are a CUDA graph, and a batch is one launch of it.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +22,11 @@ from cmudrn.deploy.backend import PixelBatch
 from cmudrn.deploy.cuda import NON_BLOCKING, Device, PinnedBuffer, open_device
 from cmudrn.deploy.cuda_graph import Graph, GraphDriver, find_graph_driver
 from cmudrn.engines.callbacks import make_log
+from cmudrn.engines.context import frames_cleared
 from cmudrn.engines.flavors import Library, open_library
 from cmudrn.engines.spec import EngineSpec, Pixel
 from cmudrn.engines.store import Engine
+from cmudrn.engines.wanted import Wanted
 from cmudrn.errors import CmudrnError, EngineError, EnvironmentMissing, ImageError
 from cmudrn.wording import counted
 
@@ -46,10 +48,15 @@ class Loaded(NamedTuple):
     log: Any  # of `make_log`
 
 
+class _WrongTensor(Exception):
+    """The engine has other inputs and outputs than its manifest says."""
+
+
 class Slot:
     """One batch on its way: in, through the engine, out. The device's context is current in every call.
 
-    All that fails raises pycuda's Error. loaded: the engine, and the log that it writes to.
+    All that fails raises pycuda's Error, and making one _WrongTensor, too. loaded: the engine, and the log
+    that it writes to.
     """
 
     def __init__(self, device: Device, loaded: Loaded, spec: EngineSpec, taken: ExitStack) -> None:
@@ -67,7 +74,7 @@ class Slot:
         for name in names:  # one of each mode; torch-tensorrt has names of its own
             buffer = self.source if engine.get_tensor_mode(name).name == "INPUT" else self.target
             if not self.execution.set_tensor_address(name, buffer.address):
-                raise EngineError(f"the engine doesn't take its tensor {name}", fix="build the engine again")
+                raise _WrongTensor(f"the engine does not take its tensor {name}: {self._words()}")
         self.graph: Graph | None = None
         self.images = 0  # of the batch on its way
 
@@ -140,6 +147,7 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
         self._wanted, self._count, self._graphs = device, slots, graphs
         self._slots: list[Slot] = []
         self._loaded: Loaded | None = None
+        self._turn = 0  # of the latest stream; those before it have ended
         self._taken = ExitStack()
         self._device: Device | None = None
 
@@ -150,9 +158,7 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
     @property
     def label(self) -> str:
         """Once entered."""
-        if self._device is None:
-            raise RuntimeError("the backend is not open: use it in a `with` block")
-        return f"{self.manifest.flavor.label} {self.manifest.version} on {self._device.name}"
+        return f"{self.manifest.flavor.label} {self.manifest.version} on {self._opened().name}"
 
     @property
     def replays(self) -> bool:
@@ -164,14 +170,14 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
         if library.version != self.manifest.version:
             raise EngineError(
                 f"{self.manifest.key}: built by version {self.manifest.version}, here is {library.version}",
-                fix="build the engine again",
+                fix=self._build_command(library, self.manifest.target),
             )
         with ExitStack() as taken:
             device = taken.enter_context(open_device(self._wanted))
             inside = ExitStack()
             taken.callback(_close_inside, device, inside)
             taken.callback(self._drain, device)
-            with device.current(), _frames_cleared():
+            with device.current(), frames_cleared():
                 self._fill(library, device, inside)
             self._device, self._taken = device, taken.pop_all()
         return self
@@ -184,8 +190,12 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
         buffer_bytes = int(np.prod(_batch_shape(self.spec))) * np.dtype(_dtype(self.spec)).itemsize
         slot_bytes = 2 * buffer_bytes + loaded.engine.device_memory_size_v2
         with device.errors(f"making {counted(self._count, 'slot')}", self._count * slot_bytes):
-            for _ in range(self._count):
-                self._slots.append(Slot(device, loaded, self.spec, inside))
+            try:
+                for _ in range(self._count):
+                    self._slots.append(Slot(device, loaded, self.spec, inside))
+            except _WrongTensor as exc:
+                command = self._build_command(library, device.target)
+                raise EngineError(f"{self.manifest.key}: {exc}", fix=f"{command} --rebuild") from exc
         driver = find_graph_driver(device.cuda) if self._graphs else None
         if driver:
             with device.errors("running the engine"):
@@ -206,6 +216,7 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._device = None
+        self._turn += 1  # ends a stream that was left in the middle
         self._taken.close()
 
     def _forget(self) -> None:
@@ -223,27 +234,44 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
     def stream(self, batches: Iterable[PixelBatch]) -> Generator[PixelBatch, None, None]:
         """Each batch restored, in order, same shape and dtype; reads ahead as many as there are slots.
 
-        A batch of fewer images than the engine's is filled up on the way and cut after it.
+        A batch of fewer images than the engine's is filled up on the way and cut after it. The slots are one
+        stream's: the next one ends one that was left in the middle, which raises RuntimeError when it is
+        used again.
         Raises ImageError for a batch that doesn't fit the engine, DeviceError where the GPU fails.
         """
-        device = self._device
-        if device is None:
-            raise RuntimeError("the backend is not open: use it in a `with` block")
+        device = self._opened()
+        self._turn += 1
+        turn = self._turn
+        self._drain(device)  # of batches of the stream before
         free, busy = deque(self._slots), deque[Slot]()
         try:
             for batch in batches:
+                self._check_turn(turn)
                 self._check(batch)
                 if not free:
                     yield self._collect(device, free, busy)
+                    self._check_turn(turn)
                 with device.current(), device.errors("restoring"):
                     busy.append(free.popleft())
                     busy[-1].submit(batch)
             while busy:
+                self._check_turn(turn)
                 yield self._collect(device, free, busy)
         finally:
             # A consumer that left early, or an error: the next stream finds idle slots.
-            if self._device is device:
+            if self._turn == turn:
                 self._drain(device)
+
+    def _opened(self) -> Device:
+        if self._device is None:
+            raise RuntimeError("the backend is not open: use it in a `with` block")
+        return self._device
+
+    def _check_turn(self, turn: int) -> None:
+        """Raises RuntimeError where the slots hold batches of another stream, or are gone."""
+        self._opened()
+        if self._turn != turn:
+            raise RuntimeError("the stream has ended: its backend streams something else")
 
     @staticmethod
     def _collect(device: Device, free: deque[Slot], busy: deque[Slot]) -> PixelBatch:
@@ -273,7 +301,12 @@ class TensorRTBackend(AbstractContextManager["TensorRTBackend"]):
             )
         if any(words in reasons for words in NO_ROOM):
             return device.out_of_memory(f"loading {self.manifest.key}", len(self._plan), reasons)
-        return EngineError(what, fix="build an engine for this GPU and version")
+        return EngineError(what, fix=f"{self._build_command(library, device.target)} --rebuild")
+
+    def _build_command(self, library: Library, target: str) -> str:
+        """What builds such an engine by this library for that GPU; into which store isn't known here."""
+        of_this_version = Wanted.like(self.manifest, version=library.version, targets=[target])
+        return replace(of_this_version, device=self._wanted).build_command(None)
 
     def _check(self, batch: PixelBatch) -> None:
         spec = self.spec
@@ -290,19 +323,6 @@ def _batch_shape(spec: EngineSpec) -> tuple[int, ...]:
 
 def _dtype(spec: EngineSpec) -> Any:
     return np.uint8 if spec.pixel is Pixel.UINT8 else np.float32
-
-
-@contextmanager
-def _frames_cleared() -> Iterator[None]:
-    """An error's frames, and its causes', hold TensorRT's objects, which must end in the device's context."""
-    try:
-        yield
-    except BaseException as exc:
-        cause: BaseException | None = exc
-        while cause:
-            traceback.clear_frames(cause.__traceback__)
-            cause = cause.__cause__ or cause.__context__
-        raise
 
 
 def _close_inside(device: Device, inside: ExitStack) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmudrn.engines.callbacks import BuildStep, make_log, make_monitor
+from cmudrn.engines.context import current_gpu
 from cmudrn.engines.flavors import Flavor, Library
 from cmudrn.engines.layers import Layer, layers_from_inspector, layers_from_log
 from cmudrn.errors import BuildError, EnvironmentMissing, UsageError
@@ -33,6 +34,7 @@ MOST_WORKSPACE_MB = 1 << 24
 class BuildOptions:
     """What a compiler is told beside the graph. Checks itself."""
 
+    device: str | None = None  # TensorRT: a GPU's number or PCI bus id; None: the first
     target: str | None = None  # TensorRT-RTX: sm75 ... sm121; None: see flavors.PORTABLE
     optimization_level: int | None = None  # 0 quick, 5 thorough; None: the library's own
     workspace_mb: int | None = None  # of GPU memory, for a layer's intermediate results; None: no limit
@@ -92,7 +94,9 @@ def build_plan(
     # In a thread of its own: the main one sees Ctrl-C only in Python's code, and a build is one long call.
     with ThreadPoolExecutor(1, "build") as executor:
         try:
-            building = executor.submit(_build, library, graph, options, timing_cache, on_step, cancelled)
+            building = executor.submit(
+                _build_there, library, graph, options, timing_cache, on_step, cancelled
+            )
             return building.result()
         except BaseException:
             cancelled.set()
@@ -111,6 +115,14 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def _build_there(library: Library, graph: bytes, options: BuildOptions, *others: Any) -> Plan:
+    """As `_build`, on the GPU of the options. TensorRT takes the one that is current in its thread."""
+    if library.flavor is Flavor.RTX:
+        return _build(library, graph, options, *others)
+    with current_gpu(options.device or "0"):
+        return _build(library, graph, options, *others)
 
 
 def _build(

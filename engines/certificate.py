@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cmudrn.engines.plain_json import SHA256, UTC_TIME, Document, Fields
 from cmudrn.engines.spec import MOST, Output, Pixel, Precision
@@ -76,7 +76,7 @@ class ParityCertificate:
     truth_psnr_change_db: float | None  # mean, with the backend less with the model; None: no ground truth
     truth_ssim_change: float | None
     measured_at: str  # UTC, such as 2026-11-26T07:30:00Z; all else is equal when it is measured again
-    measured_on: str = ""  # library, version and device, for people
+    measured_on: str = ""  # a backend's label, such as TensorRT-RTX 1.7.1.116 on NVIDIA L4
     limits: ParityLimits = field(default_factory=ParityLimits)
 
     def __post_init__(self) -> None:
@@ -111,6 +111,22 @@ class ParityCertificate:
     def passed(self) -> bool:
         """Within its limits."""
         return not self.failures
+
+    @property
+    def device(self) -> str:
+        """What it was measured on, without the library: a GPU's name, for an engine."""
+        return self.measured_on.partition(" on ")[2]
+
+    @property
+    def difference_to_allow(self) -> int | None:
+        """The least whole limit of the largest difference that it would pass with.
+
+        None where it passes as it is, where more is beyond the limits, or a value is as wrong as can be.
+        """
+        if self.passed or self.difference >= MOST_LEVELS:
+            return None
+        allowed = math.ceil(self.difference)
+        return allowed if replace(self, limits=replace(self.limits, difference=allowed)).passed else None
 
     @classmethod
     def from_fields(cls, fields: Fields) -> ParityCertificate:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from cmudrn.checkpoint import Checkpoint, check_tensors
 from cmudrn.engines.build import BuildOptions, Plan, build_plan, check_target
 from cmudrn.engines.callbacks import BuildStep
+from cmudrn.engines.context import current_gpu
 from cmudrn.engines.flavors import PORTABLE, Flavor, Library
 from cmudrn.engines.gpu import Gpu, local_gpu
 from cmudrn.engines.graph import typed_graph
@@ -32,6 +33,7 @@ class CompileJob:
     targets: tuple[str | None, ...] = (None,)  # as BuildOptions.target
     layout: Layout = field(default_factory=Layout)
     frontend: Frontend = Frontend.ONNX
+    device: str | None = None  # as BuildOptions.device
     optimization_level: int | None = None
     workspace_mb: int | None = None
     rebuild: bool = False  # also what is there already
@@ -48,7 +50,10 @@ class CompileJob:
 
     def options(self, target: str | None) -> BuildOptions:
         return BuildOptions(
-            target=target, optimization_level=self.optimization_level, workspace_mb=self.workspace_mb
+            device=self.device,
+            target=target,
+            optimization_level=self.optimization_level,
+            workspace_mb=self.workspace_mb,
         )
 
     def __len__(self) -> int:
@@ -86,7 +91,12 @@ def compile_engines(
         check_target(library, target)
     if job.frontend is Frontend.TORCH_TENSORRT and library.flavor is not Flavor.TENSORRT:
         raise UsageError("--frontend torch-tensorrt builds TensorRT engines", fix="--flavor tensorrt")
-    gpu = local_gpu() if library.flavor is Flavor.TENSORRT else None
+    if job.device is not None and library.flavor is not Flavor.TENSORRT:
+        raise UsageError(
+            f"--device {job.device}: {library.flavor.label} builds on no GPU",
+            fix="leave it out, and say what for: --target; or --flavor tensorrt",
+        )
+    gpu = local_gpu(job.device or "0") if library.flavor is Flavor.TENSORRT else None
     store.prepare()
     compiler = Compiler(job, checkpoint, library, gpu, store, on_step)
     return (compiler.engine(spec, target) for spec in job.specs for target in job.targets)
@@ -163,7 +173,8 @@ class Compiler:
         if self.job.frontend is Frontend.TORCH_TENSORRT:
             from cmudrn.engines.torch_frontend import plan_by_torch_tensorrt
 
-            return plan_by_torch_tensorrt(self.library, network, spec, options)
+            with current_gpu(options.device or "0"):
+                return plan_by_torch_tensorrt(self.library, network, spec, options)
         version, gpu = self.library.version, self.gpu
         plan = build_plan(
             self.library,

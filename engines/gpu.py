@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from cmudrn.errors import EnvironmentMissing, UsageError
 
-__all__ = ["Gpu", "describe_gpu", "find_device", "load_driver", "local_gpu"]
+__all__ = ["Gpu", "describe_gpu", "find_device", "load_driver", "local_gpu", "local_gpus"]
 
 
 class Gpu(NamedTuple):
@@ -47,14 +48,32 @@ def describe_gpu(device: Any) -> Gpu:
 
 def find_device(cuda: ModuleType, wanted: str) -> Any:
     """The device of that number among those that CUDA shows, or of that PCI bus id. Raises UsageError."""
+    is_number = wanted.isascii() and wanted.isdecimal()  # there are other digits, which int() takes
     try:
-        return cuda.Device(int(wanted) if wanted.isdigit() else wanted)
-    except cuda.Error as exc:
+        return cuda.Device(int(wanted) if is_number else wanted)
+    except (cuda.Error, OverflowError) as exc:  # the latter pycuda's, of a number that is no C int
         shown = ", ".join(f"{i} ({cuda.Device(i).pci_bus_id()})" for i in range(cuda.Device.count()))
         raise UsageError(f"--device {wanted}: {exc}", fix=f"give one of {shown}") from exc
 
 
 def local_gpu(wanted: str = "0") -> Gpu:
     """Of the GPUs that CUDA shows. Raises EnvironmentMissing where there is none, UsageError as above."""
+    return local_gpus([wanted])[0]
+
+
+def local_gpus(wanted: Sequence[str]) -> list[Gpu]:
+    """Several. Raises UsageError also for one that is named twice, by number and by bus id for instance."""
     cuda = load_driver()
-    return describe_gpu(find_device(cuda, wanted))
+    names: dict[str, str] = {}
+    gpus = []
+    for name in wanted:
+        device = find_device(cuda, name)
+        bus_id = device.pci_bus_id()
+        if bus_id in names:
+            raise UsageError(
+                f"--device {name}: the same GPU as --device {names[bus_id]}",
+                fix="name each once; --streams puts more batches on a GPU",
+            )
+        names[bus_id] = name
+        gpus.append(describe_gpu(device))
+    return gpus

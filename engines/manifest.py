@@ -9,7 +9,8 @@ from enum import Enum
 
 from cmudrn.engines.build import MOST_WORKSPACE_MB
 from cmudrn.engines.certificate import ParityCertificate
-from cmudrn.engines.flavors import Flavor
+from cmudrn.engines.flavors import PORTABLE, Flavor
+from cmudrn.engines.gpu import Gpu
 from cmudrn.engines.layers import LayerSummary
 from cmudrn.engines.layout import Layout
 from cmudrn.engines.plain_json import SHA256, UTC_TIME, VERSION, Document
@@ -17,7 +18,7 @@ from cmudrn.engines.spec import MOST, EngineSpec, Output, Pixel, Precision
 from cmudrn.engines.trusted_files import BUILD_AGAIN
 from cmudrn.errors import CmudrnError, EngineError
 
-__all__ = ["SCHEMA", "Frontend", "Manifest", "engine_key"]
+__all__ = ["SCHEMA", "Frontend", "Manifest", "certified_on", "engine_key"]
 
 SCHEMA = 1  # one more whenever a reader of the one before would misread it
 SHORT_LABELS = {Flavor.TENSORRT: "trt", Flavor.RTX: "rtx"}
@@ -113,3 +114,15 @@ class Manifest:
             raise
         except CmudrnError as exc:  # a layout or a spec that refuses itself
             raise fields.document.damaged(exc.what) from exc
+
+
+def certified_on(manifest: Manifest, gpu: Gpu) -> bool:
+    """Whether `cmudrn parity-check` has passed the engine, and what it saw is what this GPU would compute.
+
+    TensorRT chose a plan's kernels when it was built, for one target: GPUs of that target run the same ones.
+    TensorRT-RTX finishes a portable plan on the GPU that loads it: the certificate is of that model alone.
+    """
+    parity = manifest.parity
+    if parity is None or not parity.passed:
+        return False
+    return parity.device == gpu.name if manifest.target == PORTABLE else manifest.target == gpu.target

@@ -105,6 +105,17 @@ class EngineStore:
             self._replace(path, certified.to_json())
         return certified
 
+    def withdraw(self, measured: Manifest) -> None:
+        """Takes an engine's certificate out of its manifest: it has failed since. The plan is left alone.
+
+        One that was built anew has a manifest of its own, which is left alone, too. Raises EngineError where
+        the manifest can't be read or changed.
+        """
+        with self._alone():
+            now = self.manifest(measured.key)
+            if now.plan_sha256 == measured.plan_sha256 and now.parity is not None:
+                self._replace(self._manifest_path(measured.key), replace(now, parity=None).to_json())
+
     def keep_certificate(self, subject: Subject, certificate: ParityCertificate) -> Path:
         """Stores what was found of a library, in place of an older one, and returns where it is."""
         path, text = self._manifest_path(subject.key), write_certificate(subject, certificate)
@@ -112,6 +123,13 @@ class EngineStore:
         with self._alone():
             self._replace(path, text)
         return path
+
+    def withdraw_certificate(self, subject: Subject) -> None:
+        """Removes what was found of a library, if anything: it has failed since."""
+        path = self._manifest_path(subject.key)
+        if os.path.lexists(path):
+            with self._alone():
+                self._remove(path)
 
     def certificate(self, subject: Subject) -> ParityCertificate | None:
         """What was found of a library. None where there is nothing, or nothing to be trusted."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from cmudrn.checkpoint import read_checkpoint
 from cmudrn.engines.flavors import PORTABLE, Flavor
 from cmudrn.engines.manifest import Manifest
 from cmudrn.engines.spec import EngineSpec
+from cmudrn.errors import CheckpointError
 from cmudrn.wording import listed
 
 __all__ = ["Wanted"]
@@ -28,6 +30,25 @@ class Wanted:
     targets: Sequence[str]  # that would do, the best one first: sm86, sm80+
     weights_sha256: str
     weights: str = "default"  # as --weights takes them, for the command that builds it
+    device: str = "0"  # as --device takes it, for that command
+
+    @classmethod
+    def like(
+        cls, manifest: Manifest, *, version: str, targets: Sequence[str], flavor: Flavor | None = None
+    ) -> Wanted:
+        """An engine as that one, by another version, or for another GPU. flavor: None is the same.
+
+        Which file its weights were is known of the shipped ones alone: of others the command says FILE.
+        """
+        shipped = manifest.weights_sha256 == shipped_sha256()
+        return cls(
+            spec=manifest.spec,
+            flavor=flavor or manifest.flavor,
+            version=version,
+            targets=targets,
+            weights_sha256=manifest.weights_sha256,
+            weights="default" if shipped else "FILE",
+        )
 
     def why_none_of(self, engines: Sequence[Manifest]) -> str:
         """Leaves the engines that fit, one demand after the other, until none is left."""
@@ -63,11 +84,21 @@ class Wanted:
         if self.weights != "default":
             parts.append(f"--weights {shlex.quote(self.weights)}")
         parts.append(f"--flavor {self.flavor.value}")
+        if self.flavor is Flavor.TENSORRT and self.device != "0":
+            parts.append(f"--device {shlex.quote(self.device)}")
         if self.flavor is Flavor.RTX and PORTABLE not in self.targets:
             parts.append(f"--target {self.targets[0]}")
         if store is not None:
             parts.append(f"--store {shlex.quote(str(store))}")
         return " ".join(parts)
+
+
+def shipped_sha256() -> str | None:
+    """Of the default weights; None where they can't be read."""
+    try:
+        return read_checkpoint("default").sha256
+    except CheckpointError:
+        return None
 
 
 def _place(spec: EngineSpec) -> str:

@@ -138,6 +138,18 @@ def test_a_stream_that_is_left_early_is_no_hindrance(backend: Backend) -> None:
     assert np.array_equal(next(backend.stream(images)), expected)
 
 
+def test_streams_of_one_backend_do_not_disturb_each_other(backend: Backend) -> None:
+    """TensorRT's slots are one stream's, and the older one says that it has ended: test_tensorrt_backend.py."""
+    images = [random_image(1, 9, 9), random_image(1, 7, 5), random_image(2, 9, 9)]
+    right = [next(backend.stream([image])) for image in images]
+    one, other = backend.stream(images), backend.stream(images[::-1])
+    found = [next(one)]
+    reverse = list(other)
+    found += one
+    assert all(map(np.array_equal, found, right))
+    assert all(map(np.array_equal, reverse, right[::-1]))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

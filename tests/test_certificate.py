@@ -236,3 +236,23 @@ def test_any_damage_is_read_as_a_whole_certificate_or_refused(data: st.DataObjec
         refused(damaged)
     else:
         assert read_certificate(write_certificate(subject, certificate), "again") == (subject, certificate)
+
+
+# The way out
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({"difference": 6.0}, 6),
+        ({"difference": 3.2}, 4),  # of floats: the option is a whole number
+        ({"difference": 2.0}, None),  # passed
+        ({"difference": 6.0, "psnr_min_db": 31.0}, None),
+        ({"difference": 6.0, "truth_psnr_change_db": 1.0}, None),
+        ({"difference": 255.0}, None),  # NaN, perhaps
+    ],
+)
+def test_the_limit_that_would_do_is_told_where_the_largest_difference_is_all(
+    changes: dict[str, Any], allowed: int | None
+) -> None:
+    assert certificate_of(**changes).difference_to_allow == allowed

@@ -50,6 +50,12 @@ def test_an_exact_match_is_taken() -> None:
     assert best(list(reversed(engines)), 90, 120) is engines[1]
 
 
+@pytest.mark.parametrize("images", [1, 3, 8, 100])
+def test_an_exact_match_is_taken_however_many_images_there_are(images: int) -> None:
+    exact, larger = engine(100, 100, batch=8), engine(102, 102, batch=1)
+    assert best([larger, exact], 100, 100, images) is exact
+
+
 def test_else_the_one_with_the_least_work_padding_included() -> None:
     whole, large, tiles = engine(100, 100), engine(200, 200), engine(60, 60)
     assert best([large, tiles, whole], 95, 95) is whole  # 10,000 pixels; four tiles of 60 are 14,400

@@ -124,6 +124,7 @@ def test_what_is_there_is_built_again_only_when_something_changed(
         (["--output", "both"], "--output both"),
         (["--layout", "sideways"], "--layout sideways"),
         (["--target", "sm90"], "--target sm90"),
+        (["--device", "1"], "--device 1: TensorRT-RTX builds on no GPU"),
         (["--flavor", "openvino"], "--flavor openvino"),
         (["--frontend", "tvm"], "--frontend tvm"),
         (["--frontend", "torch-tensorrt"], "--frontend torch-tensorrt"),

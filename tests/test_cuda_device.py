@@ -18,6 +18,7 @@ from test_tensorrt_backend import batches, by_onnx_runtime, engine, equal
 
 from cmudrn.deploy.cuda import open_device
 from cmudrn.deploy.tensorrt import TensorRTBackend
+from cmudrn.engines.gpu import local_gpu, local_gpus
 from cmudrn.engines.spec import EngineSpec, Precision
 from cmudrn.errors import CmudrnError, DeviceError, EngineError, EnvironmentMissing, UsageError
 
@@ -54,6 +55,23 @@ def test_devices_are_numbered_as_cuda_visible_devices_has_it() -> None:
         with pytest.raises(UsageError, match=f"--device {wanted}") as refused, open_device(wanted):
             pass
         assert "give one of 0 (0000:03:00.0), 1 (0000:01:00.0)" in refused.value.fix
+
+
+@under_hostcuda(HOSTCUDA_DEVICES=2)
+def test_numbers_of_no_device_are_refused_in_a_line() -> None:
+    for wanted in ("99999999999", "9" * 30, "\u00b2", "\u0661", "1.0", "", "-1", "cpu"):
+        with pytest.raises(UsageError, match=f"--device {wanted}: ") as refused:
+            local_gpu(wanted)
+        assert refused.value.fix == "give one of 0 (0000:01:00.0), 1 (0000:02:00.0)"
+
+
+@under_hostcuda(HOSTCUDA_DEVICES=2)
+def test_the_same_gpu_by_two_names_is_refused() -> None:
+    for wanted in (["0", "0000:01:00.0"], ["0", "1", "0"], ["0000:01:00.0", "00"]):
+        with pytest.raises(UsageError, match="the same GPU as --device 0") as refused:
+            local_gpus(wanted)
+        assert "--streams" in refused.value.fix
+    assert [gpu.name for gpu in local_gpus(["1", "0"])] == ["Host memory 1", "Host memory 0"]
 
 
 @under_hostcuda(HOSTCUDA_DEVICES=3, CUDA_VISIBLE_DEVICES="1", HOSTCUDA_DELAY_US=200)

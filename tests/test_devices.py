@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hostcuda.build import Driver, under_hostcuda
 from numpy.typing import NDArray
+from test_infer_tensorrt import House, house
 from test_tensorrt_backend import SPEC, batches, by_onnx_runtime, engine, equal
 
 from cmudrn.deploy.backend import PixelBatch
@@ -33,6 +34,8 @@ else:
         import pycuda.driver as cuda
     except ImportError:
         cuda = None
+
+__all__ = ["house"]  # the fixture
 
 LONGEST_S = 60  # of any test here; a deadlock would last for ever
 
@@ -327,6 +330,15 @@ def test_two_backends_on_one_gpu_share_its_context() -> None:
         assert hostcuda.stats().live_contexts == 1
         assert backend.label == "2 x TensorRT 11.4.0.1 on Host memory 1"
         assert all(equal(list(backend.stream(given)), by_onnx_runtime(given)))
+
+
+def test_infer_refuses_the_same_gpu_by_two_names(driver: Driver, house: House) -> None:
+    house.photo("a.png", 32, 40)
+    house.engine()
+    run = house.infer(driver, "--device", "0", "--device", "0000:01:00.0", HOSTCUDA_DEVICES=2)
+    assert run.returncode == 2
+    assert "--device 0000:01:00.0: the same GPU as --device 0" in run.output
+    assert "Traceback" not in run.output
 
 
 @under_hostcuda(HOSTCUDA_DEVICES=3, HOSTCUDA_DELAY_US=1000)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from certificates import FAILED, PASSED
 from hostcuda.build import Driver
-from test_manifest import manifest_of
+from test_manifest import PLAN, manifest_of
 
-from cmudrn.checkpoint import SHIPPED
+from cmudrn.checkpoint import SHIPPED, read_checkpoint
 from cmudrn.cli.app import main
 from cmudrn.deploy.doctor.checkup import judge
 from cmudrn.deploy.doctor.file_checks import check_cache, check_compiler
@@ -369,6 +369,13 @@ def test_engines_of_another_version_only_are_mismatched_with_the_command_that_bu
     found = engines(store, {"tensorrt": {"version": "11.5.0.1"}, "rtx": Answer(installed=False)})
     assert found.state is State.MISMATCHED
     assert "all of TensorRT 11.4.0.106; here: TensorRT 11.5.0.1" in found.found
+    assert found.fix == (
+        "cmudrn build-engine --loops 3 --size 500x400 --batch 8 --weights FILE --flavor tensorrt "
+        f"--store {store.folder}"
+    )
+    shipped = manifest_of(weights_sha256=read_checkpoint("default").sha256)
+    store.put(PLAN, shipped)
+    found = engines(store, {"tensorrt": {"version": "11.5.0.1"}, "rtx": Answer(installed=False)})
     assert found.fix == (
         f"cmudrn build-engine --loops 3 --size 500x400 --batch 8 --flavor tensorrt --store {store.folder}"
     )

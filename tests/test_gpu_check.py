@@ -421,6 +421,21 @@ def taking_more(slot, batch):
 Slot.submit = taking_more
 """
 
+# Once for each backend, as what is set up late would be.
+TAKING_LATE = """
+from cmudrn.deploy.tensorrt import Slot
+
+TAKEN, submit = [], Slot.submit
+
+def taking_at_the_second(slot, batch):
+    slot.log.batches = getattr(slot.log, "batches", 0) + 1
+    if slot.log.batches == 2:
+        TAKEN.append(slot.cuda.mem_alloc(1 << 21))
+    submit(slot, batch)
+
+Slot.submit = taking_at_the_second
+"""
+
 
 def run_gpu_tests(
     driver: Driver, folder: Path, modules: Mapping[str, str], *options: str
@@ -456,6 +471,19 @@ def test_the_runtimes_tests_fail_where_memory_is_lost(driver: Driver, tmp_path: 
     [bar, _] = memory_bars(LABELS, Outcome(name="tests", state=State.FAILED, facts=facts))
     assert bar.state is State.FAILED
     assert int(bar.measured.split()[0]) >= 2 << 20
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_memory_that_is_taken_once_at_the_second_batch_fails_the_runtimes_test(
+    driver: Driver, tmp_path: Path, graphs: bool
+) -> None:
+    condition = f"bool(slot.graph) is {graphs} and slot.log.batches == 2"
+    late = TAKING_LATE.replace("slot.log.batches == 2", condition)
+    modules = {"graphs_as_plans": COMPILER, "late": late}
+    output, facts = run_gpu_tests(driver, tmp_path, modules, "-k", "not rtx and after_the_first_batch")
+    assert (facts["passed"], len(facts["failed"])) == (0, 1), output
+    [bar, _] = memory_bars(LABELS, Outcome(name="tests", state=State.FAILED, facts=facts))
+    assert bar.measured == f"{1 << 21} bytes"
 
 
 def test_the_bars_are_about_t_3_at_500_in_batches_of_8() -> None:

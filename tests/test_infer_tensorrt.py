@@ -215,6 +215,35 @@ def test_an_engine_that_does_not_load_is_left_aside_with_a_line(driver: Driver, 
     assert asked.stats.left == 0
 
 
+def test_what_the_left_out_engine_was_for_goes_to_the_next_best_one(driver: Driver, house: House) -> None:
+    for number in range(12):
+        house.photo(f"{number:02}.png", 32, 40)
+    other = replace(SPEC, height=48, width=48, batch=2)
+    house.engine(plan=b"no plan at all")
+    house.engine(other)
+    said = clean(house.infer(driver))
+    assert said.count("going on without this engine") == 1
+    assert "12 restored" in said
+    for number in range(12):
+        name = f"{number:02}.png"
+        assert np.array_equal(house.restored(name), house.by_onnx_runtime(name, other))
+
+
+def test_a_gpu_that_fails_half_way_leaves_a_report(driver: Driver, house: House) -> None:
+    for number in range(30):
+        house.photo(f"{number:02}.png", 32, 40)
+    house.engine(replace(SPEC, batch=1))
+    report = house.folder / "report.json"
+    options = ["--backend", "tensorrt", "--no-cuda-graphs", "--json", str(report)]
+    run = house.infer(driver, *options, HOSTCUDA_FAIL="run:20")
+    assert run.returncode == 1
+    assert "restoring: " in run.output
+    done = json.loads(report.read_text())
+    written = list((house.folder / "out").iterdir())
+    assert 0 < done["restored"] < 30
+    assert {Path(item["target"]).name for item in done["items"]} <= {path.name for path in written}
+
+
 def test_sixteen_bits_want_an_engine_of_their_own(driver: Driver, house: House) -> None:
     path = house.photo("a.png", 32, 40).with_name("deep.tif")
     house.engine()
@@ -223,7 +252,10 @@ def test_sixteen_bits_want_an_engine_of_their_own(driver: Driver, house: House) 
     told = house.infer(driver, "--backend", "tensorrt")
     assert "deep.tif: no engine of float32 pixels fits 32x40" in clean(told, exit_code=1)
     assert "1 restored, 1 failed" in told.output
-    assert "2 restored" in clean(house.infer(driver, "--overwrite"))
+    said = clean(house.infer(driver, "--overwrite"))
+    assert "2 restored" in said
+    assert "what fits none: ONNX Runtime" in said
+    assert "no engine of float32 pixels fits 32x40: ONNX Runtime takes such" in said
     assert house.restored("deep.tif").dtype == np.uint16
 
 
@@ -253,6 +285,8 @@ def test_the_options_that_make_no_sense_are_refused(driver: Driver, house: House
         (["--device", "7", "--backend", "tensorrt"], "--device 7: "),
         (["--device", "cpu", "--backend", "tensorrt"], "engines run on a GPU"),
         (["--backend", "cuda"], "--backend cuda"),
+        (["--device", "7", "--backend", "onnx"], "--device 7: ONNX Runtime"),
+        (["--device", "0", "--device", "1", "--backend", "onnx"], "ONNX Runtime takes one, by number"),
         (["--tile", "30", "--backend", "tensorrt"], "no engine of 30 pixels a side or less"),
     ):
         run = house.infer(driver, *options)

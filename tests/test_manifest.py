@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_certificate import certificate_of
 
-from cmudrn.engines.flavors import Flavor
+from cmudrn.engines.flavors import PORTABLE, Flavor
+from cmudrn.engines.gpu import Gpu
 from cmudrn.engines.layers import LayerSummary
 from cmudrn.engines.layout import Branches, Layout
-from cmudrn.engines.manifest import Frontend, Manifest, engine_key
+from cmudrn.engines.manifest import Frontend, Manifest, certified_on, engine_key
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
 from cmudrn.errors import EngineError
 
@@ -276,3 +277,31 @@ def test_so_are_any_bytes_and_any_damage_is_read_or_refused(data: st.DataObject)
     length = data.draw(st.integers(0, 20))
     text = TEXT.encode()
     read_or_refused(text[:where] + data.draw(st.binary(max_size=20)) + text[where + length :])
+
+
+# Where a certificate holds
+
+L4, RTX_4090, H100 = (
+    Gpu("NVIDIA L4", "sm89"),
+    Gpu("NVIDIA GeForce RTX 4090", "sm89"),
+    Gpu("NVIDIA H100", "sm90"),
+)
+
+
+def test_a_portable_plan_is_certified_on_the_model_of_gpu_that_it_was_measured_on_alone() -> None:
+    parity = certificate_of(measured_on=f"TensorRT-RTX 1.7.1.116 on {L4.name}")
+    portable = manifest_of(flavor=Flavor.RTX, version="1.7.1.116", target=PORTABLE, parity=parity)
+    assert [certified_on(portable, gpu) for gpu in (L4, RTX_4090, H100)] == [True, False, False]
+    unknown = dataclasses.replace(portable, parity=certificate_of(measured_on=""))
+    assert not certified_on(unknown, L4)
+
+
+def test_a_plan_of_one_target_is_certified_on_every_gpu_of_it() -> None:
+    parity = certificate_of(measured_on=f"TensorRT 11.4.0.106 on {L4.name}")
+    exact = manifest_of(target="sm89", parity=parity)
+    assert [certified_on(exact, gpu) for gpu in (L4, RTX_4090, H100)] == [True, True, False]
+
+
+def test_without_a_certificate_that_was_passed_it_is_certified_nowhere() -> None:
+    for parity in (None, certificate_of(psnr_min_db=31.0)):
+        assert not certified_on(manifest_of(target="sm89", parity=parity), L4)

@@ -52,10 +52,8 @@ def test_what_was_taken_is_what_this_build_has(graph: bytes) -> None:
     bool(set(ACCELERATORS) & set(ort.get_available_providers())), reason="this build has a GPU's provider"
 )
 @pytest.mark.parametrize("action", ["error", "ignore"])
-@pytest.mark.parametrize("device", [None, "3"])
 def test_a_provider_that_is_listed_and_does_not_start_is_passed_over_in_silence(
     graph: bytes,
-    device: str | None,
     action: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -72,7 +70,7 @@ def test_a_provider_that_is_listed_and_does_not_start_is_passed_over_in_silence(
     monkeypatch.setattr(ort, "InferenceSession", watched)
     with warnings.catch_warnings():
         warnings.simplefilter(action)  # type: ignore[arg-type]
-        with OnnxBackend(graph, SPEC, device=device) as backend:
+        with OnnxBackend(graph, SPEC) as backend:
             assert backend.taken == (CPU,)
             assert next(backend.stream([np.zeros((1, 4, 4, 3), np.uint8)])).shape == (1, 4, 4, 3)
     assert asked == [
@@ -83,6 +81,15 @@ def test_a_provider_that_is_listed_and_does_not_start_is_passed_over_in_silence(
         CPU,
     ]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(
+    bool(set(ACCELERATORS) & set(ort.get_available_providers())), reason="this build has a GPU's provider"
+)
+def test_a_gpu_that_was_named_and_has_no_provider_is_missing(graph: bytes) -> None:
+    with pytest.raises(EnvironmentMissing, match="--device 3: ONNX Runtime") as caught:
+        OnnxBackend(graph, SPEC, device="3").__enter__()
+    assert "--device cpu" in caught.value.fix
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:0", "-1", ""])

@@ -59,7 +59,8 @@ def test_a_processor_without_bfloat16_is_told_apart(graph: bytes, monkeypatch: p
     assert not cpu_has_bf16()
     with pytest.raises(EnvironmentMissing, match="no bfloat16") as caught:
         OpenVinoBackend(graph, BF16).__enter__()
-    assert caught.value.fix == "take fp32"
+    assert "--precision bf16" in caught.value.what
+    assert "--precision fp32" in caught.value.fix
 
 
 def test_half_precision_is_refused(graph: bytes) -> None:

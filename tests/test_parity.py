@@ -35,7 +35,7 @@ from cmudrn.deploy.parity.measure import (
     measure,
     reference_spec,
 )
-from cmudrn.deploy.parity.report import coloured, html_page, table_row, to_json
+from cmudrn.deploy.parity.report import coloured, html_page, reason, table_row, to_json
 from cmudrn.deploy.parity.tally import CROP_PX, Comparison, Tally, WorstPlaces, shrunk
 from cmudrn.engines.certificate import ParityCertificate, ParityLimits
 from cmudrn.engines.graph import dynamic_graph, typed_graph
@@ -140,6 +140,10 @@ def test_images_without_their_truth_are_refused_before_anything_is_measured(tmp_
     with pytest.raises(ImageError, match=r"30x41 pixels, .* has 30x40"):
         given_images(tmp_path / "in", tmp_path / "truth")
     (tmp_path / "in" / "b.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"b\.png"):
+        given_images(tmp_path / "in")
+    whole = write(tmp_path / "in" / "b.png", noise(30, 40)).read_bytes()
+    (tmp_path / "in" / "b.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
     with pytest.raises(ImageError, match=r"b\.png"):
         given_images(tmp_path / "in")
 
@@ -303,6 +307,9 @@ class Onnx:
     def certify(self, certificate: ParityCertificate) -> None:
         self.certificates.append(certificate)
 
+    def withdraw(self, label: str) -> None:
+        self.certificates.clear()
+
 
 class Spoiling(AbstractContextManager["Spoiling"]):
     """A backend whose batches go through a function."""
@@ -445,7 +452,7 @@ def test_references_come_from_the_disk_as_they_were() -> None:
     ("error", "verdict", "code"),
     [
         (EnvironmentMissing("CUDA shows no GPU", fix="x"), Verdict.SKIPPED, 2),
-        (EngineError("built by version 9", fix="x"), Verdict.SKIPPED, 2),
+        (EngineError("does not load", fix="x"), Verdict.FAILED, 1),
         (DeviceError("out of memory", fix="x"), Verdict.FAILED, 1),
         (ImageError("too small", fix="x"), Verdict.FAILED, 1),
     ],
@@ -469,6 +476,58 @@ def test_engines_of_other_weights_are_not_compared_with_these() -> None:
     assert checked.verdict is Verdict.SKIPPED
     assert "333333333333" in str(checked.error)
     assert "--weights FILE" in str(checked.error)
+
+
+def test_one_that_fails_loses_the_certificate_of_an_earlier_run() -> None:
+    candidate = Onnx()
+    check(candidate)
+    assert candidate.certificates
+
+    def fails(batch: NDArray[Any]) -> NDArray[Any]:
+        raise DeviceError("an illegal address", fix="x")
+
+    candidate.spoil = fails
+    (checked,) = check(candidate)
+    assert checked.verdict is Verdict.FAILED
+    assert not candidate.certificates
+
+
+def test_an_earlier_certificate_that_cannot_be_withdrawn_is_told() -> None:
+    def fails(batch: NDArray[Any]) -> NDArray[Any]:
+        raise DeviceError("an illegal address", fix="x")
+
+    def refuse(label: str) -> None:
+        assert label == "ONNX Runtime, spoilt"
+        raise EngineError("the store is for reading only", fix="give another: --store")
+
+    candidate = Onnx(spoil=fails)
+    candidate.withdraw = refuse  # type: ignore[method-assign]
+    (checked,) = check(candidate)
+    assert checked.verdict is Verdict.FAILED
+    assert re.search("illegal address.*earlier certificate stays.*reading only", str(checked.error))
+
+
+def test_an_image_that_is_gone_meanwhile_ends_the_run_and_fails_no_engine(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.png", noise(40, 56)) for name in "ab"]
+    images = given_images(tmp_path)
+    candidate = Onnx(certificates=[compared(noise(9, 9), noise(9, 9))])
+    paths[1].unlink()
+    with pytest.raises(UsageError, match=r"b\.png"):
+        check(candidate, job=job_of(images=images))
+    assert candidate.certificates
+
+
+def test_engines_too_small_for_ssim_are_refused_with_a_truth_before_the_first_is_measured(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "a.png", noise(40, 56))
+    small = Onnx(name="z-small", spec=dataclasses.replace(SPEC, height=10))
+    whole = Onnx()
+    with pytest.raises(UsageError, match=r"--truth: z-small has 10x56 pixels, SSIM needs 11"):
+        check(whole, small, job=job_of(images=given_images(tmp_path, tmp_path)))
+    assert not whole.certificates
+    (checked,) = check(small, job=job_of(images=given_images(tmp_path)))
+    assert checked.verdict is Verdict.PASSED
 
 
 def test_a_certificate_that_cannot_be_kept_is_no_pass() -> None:
@@ -574,6 +633,22 @@ def test_rows_and_json_say_what_the_certificate_says(results: list[Checked]) -> 
     skipped = next(one for one in plain["results"] if one["name"] == "c")
     assert skipped["certificate"] is None
     assert "333333333333" in skipped["reason"]
+
+
+def test_only_where_the_largest_difference_is_all_that_fails_the_line_says_what_would_pass() -> None:
+    """Of 3 * 200 * 200 values one is 6 levels off: 93 dB."""
+    reference = np.full((200, 200, 3), 90, np.uint8)
+
+    def line(spot: int, everywhere: int = 0) -> str:
+        restored = reference + np.uint8(everywhere)
+        restored[7, 7, 1] += np.uint8(spot)
+        found = compared(restored, reference)
+        verdict = Verdict.PASSED if found.passed else Verdict.BELOW
+        return reason(Checked(name="one", spec=SPEC, verdict=verdict, certificate=found))
+
+    assert line(6) == "a pixel is 6 grey levels off, more than 3; `--max-difference 6` would certify it"
+    assert line(3) == ""
+    assert "--max-difference" not in line(6, everywhere=2)  # 42 dB, too
 
 
 def test_a_spot_is_seen_in_a_heatmap_that_is_shrunk() -> None:

@@ -94,7 +94,7 @@ def by_hand(path: Path, weights: str) -> NDArray[Any]:
     job = job_of(path, weights)
     with Backends(job) as backends:
         pixels = read_picture(path).pixels
-        backend = backends.restorer(backends.pick(pixels.dtype, *pixels.shape[:2])).backend
+        backend = backends.restorer_for(pixels.dtype, *pixels.shape[:2]).backend
         return restore_pixels(pixels, backend, tile_px=10_000, overlap_px=0)
 
 

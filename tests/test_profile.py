@@ -134,6 +134,7 @@ def refused(data: bytes) -> str:
         ("way", "backend", "tensorrt"),  # without an engine
         ("way", "engine", KEY),  # with ONNX Runtime
         ("way", "engine", "../../etc/passwd"),
+        ("way", "device", "the first"),
         ("way", "layout", "diagonal"),
         ("way", "layout", "\u001b[2J"),
         ("way", "batch", 0),
@@ -353,6 +354,16 @@ def test_infer_restores_as_the_profile_says_and_options_win(
     assert np.array_equal(restored("--profile", "profile.json", "--tile", "768"), whole)
     # The default, but given.
     assert not np.array_equal(restored("--profile", "profile.json", "--loops", "3"), two)
+
+
+def test_a_profile_keeps_to_the_device_it_was_measured_on(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    way = Way(loops=1, backend=BackendName.ONNX, device="77")
+    write_profile(profile_of(way), photo.with_name("profile.json"))
+    assert main(["infer", "a.png", "-o", "out.png", "--overwrite", "--profile", "profile.json"]) == 2
+    assert "--device 77: ONNX Runtime" in capsys.readouterr().err
+    restored("--profile", "profile.json", "--device", "cpu")
 
 
 def test_a_layout_of_the_profile_is_made_of_the_weights(photo: Path) -> None:

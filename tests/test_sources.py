@@ -262,7 +262,6 @@ def test_an_out_that_contradicts_the_format_is_refused(photos: Path, tmp_path: P
         ({"overlap_px": -1}, "--overlap -1"),
         ({"tile_px": 64, "overlap_px": 32}, "--tile 64 leaves nothing"),
         ({"batch": 0}, "--batch 0"),
-        ({"overlap_px": 500}, "--tile 768 leaves nothing"),
         ({"max_pixels": 0}, "--max-pixels 0"),
     ],
 )

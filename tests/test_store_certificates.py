@@ -57,6 +57,22 @@ def test_an_engine_that_was_built_anew_keeps_no_certificate(store: EngineStore) 
     assert names(store) == set()
 
 
+def test_a_certificate_is_withdrawn_and_the_plan_is_left_alone(store: EngineStore) -> None:
+    measured = store.certify(store.manifest(KEY), certificate_of())
+    store.withdraw(measured)
+    assert store.load(KEY) == Engine(manifest_of(PLAN), PLAN)
+    store.withdraw(measured)  # again: nothing to do
+    assert store.manifest(KEY).parity is None
+
+
+def test_that_of_an_engine_built_anew_is_not_withdrawn(store: EngineStore) -> None:
+    measured = store.certify(store.manifest(KEY), certificate_of())
+    store.put(b"another", manifest_of(b"another"))
+    store.certify(manifest_of(b"another"), certificate_of())
+    store.withdraw(measured)
+    assert store.manifest(KEY).parity == certificate_of()
+
+
 def test_a_manifest_that_others_may_have_written_is_not_certified(store: EngineStore) -> None:
     (store.folder / f"{KEY}.json").chmod(0o666)
     assert "others may write it" in refused(lambda: store.certify(manifest_of(PLAN), certificate_of())).what
@@ -125,6 +141,18 @@ def test_a_librarys_certificate_is_found_by_its_subject_alone(store: EngineStore
     store.keep_certificate(SUBJECT, later)
     assert store.certificate(SUBJECT) == later
     assert names(store) == {f"{KEY}.engine", f"{KEY}.json", FILE}
+
+
+def test_a_librarys_certificate_is_withdrawn_and_where_there_is_none_nothing_happens(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    store.keep_certificate(SUBJECT, certificate_of())
+    store.withdraw_certificate(dataclasses.replace(SUBJECT, device="another"))
+    assert store.certificate(SUBJECT) == certificate_of()
+    store.withdraw_certificate(SUBJECT)
+    assert store.certificate(SUBJECT) is None
+    EngineStore(tmp_path / "none").withdraw_certificate(SUBJECT)
+    assert not (tmp_path / "none").exists()
 
 
 def test_asking_for_one_makes_no_folder_and_keeping_one_makes_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Each test's body runs in a process of its own; nothing may be left of what it to
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,6 +36,10 @@ else:
         cuda = trt = None
 
 SPEC = EngineSpec(loops=1, height=12, width=16, batch=4, precision=Precision.FP32)
+# What builds such an engine; of weights of which no more is known than that they aren't the shipped ones.
+COMMAND = (
+    "cmudrn build-engine --loops 1 --size 12x16 --batch 4 --precision fp32 --weights FILE --flavor tensorrt"
+)
 
 
 def engine(spec: EngineSpec = SPEC, *, version: str | None = None, plan: bytes | None = None) -> Engine:
@@ -116,6 +121,32 @@ def test_what_was_given_out_is_never_written_again() -> None:
         copies = [one.copy() for one in kept]
         list(backend.stream(batches(6)))
     assert all(equal(kept, copies))
+
+
+@under_hostcuda(HOSTCUDA_DELAY_US=500)
+def test_a_stream_ends_the_one_that_was_left_in_the_middle_which_then_says_so() -> None:
+    given = batches(30)
+    one, other = given[:15], given[15:]
+    for graphs in (True, False):
+        with TensorRTBackend(engine(), graphs=graphs) as backend:
+            left = backend.stream(one)
+            assert all(equal([next(left)], by_onnx_runtime(one[:1])))
+            assert all(equal(list(backend.stream(other)), by_onnx_runtime(other)))
+            with pytest.raises(RuntimeError, match="the stream has ended"):
+                list(left)
+            left, newer = backend.stream(one), backend.stream(other)
+            next(left)
+            next(newer)
+            left.close()  # leaves the newer one's batches alone
+            assert all(equal(list(newer), by_onnx_runtime(other)[1:]))
+            with pytest.raises(RuntimeError, match="the stream has ended"):
+                list(backend.stream(backend.stream(one)))
+            left = backend.stream(one)
+            next(left)
+        with pytest.raises(RuntimeError, match="not open"):
+            next(left)
+        with backend, pytest.raises(StopIteration):
+            next(left)
 
 
 @under_hostcuda(HOSTCUDA_DELAY_US=500)
@@ -291,14 +322,36 @@ def test_plans_that_do_not_load_here_are_refused_with_tensorrts_words() -> None:
         with pytest.raises(EngineError, match=words) as refusal, TensorRTBackend(engine(plan=plan)):
             pass
         assert "sm89" in refusal.value.what
-        assert "build an engine" in refusal.value.fix
+        assert refusal.value.fix == f"{COMMAND} --rebuild"
 
 
 @under_hostcuda()
 def test_an_engine_of_another_version_is_refused_before_it_is_loaded() -> None:
     other = engine(version="10.16.1.11")
-    with pytest.raises(EngineError, match=r"version 10\.16\.1\.11, here is"), TensorRTBackend(other):
+    with (
+        pytest.raises(EngineError, match=r"version 10\.16\.1\.11, here is") as refusal,
+        TensorRTBackend(other),
+    ):
         pass
+    assert refusal.value.fix == COMMAND
+
+
+@under_hostcuda(HOSTCUDA_DEVICES=2)
+def test_an_engine_that_does_not_take_its_tensors_is_named_with_the_command_that_builds_it() -> None:
+    class Refusing(trt.IExecutionContext):
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            return super().set_tensor_address(name, memory + 1)
+
+    trt.IExecutionContext = Refusing  # type: ignore[misc]
+    key = re.escape(engine().manifest.key)
+    with (
+        pytest.raises(
+            EngineError, match=f"{key}: the engine does not take its tensor image: .*Error"
+        ) as refusal,
+        TensorRTBackend(engine(), device="1"),
+    ):
+        pass
+    assert refusal.value.fix == f"{COMMAND} --device 1 --rebuild"
 
 
 @under_hostcuda()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import replace
@@ -436,7 +437,8 @@ def test_nothing_in_time_is_exit_code_1_the_nearest_and_no_profile(
 ) -> None:
     assert tune("--budget-ms", "0.001", "-o", tmp_path / "profile.json") == 1
     said = capsys.readouterr()
-    assert "nothing is in time; the nearest is T = 1, onnx" in said.err
+    # One run each: on a busy machine the deeper one may have been the quicker.
+    assert re.search(r"nothing is in time; the nearest is T = [12], onnx", said.err)
     assert "of 1 run, 0.001 ms allowed" in said.err
     assert "  -> " in said.err
     assert "recommended" not in said.out

@@ -152,6 +152,7 @@ def infer(
     """
     from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
     from cmudrn.deploy.profile import Way
+    from cmudrn.deploy.report import JobReport
     from cmudrn.engines.spec import Output
     from cmudrn.formats import ImageFormat
     from cmudrn.images import DEFAULT_MAX_PIXELS
@@ -177,7 +178,7 @@ def infer(
         layout=way.layout,
         backend=BackendOptions(
             name=way.backend,
-            devices=tuple(device),
+            devices=tuple(device) or ((way.device,) if way.device else ()),
             streams=way.streams,
             cuda_graphs=cuda_graphs,
             threads=way.threads,
@@ -192,10 +193,14 @@ def infer(
     )
     _check_report_path(json_to)
     _note_other_depth(job)
-    report = _run(job, keep_items=json_to is not None)
-    _print_end(report)
-    if json_to is not None:
-        _write_report(report, job, json_to)
+    report = JobReport(keep_items=json_to is not None)
+    try:
+        _run(job, report)
+    finally:  # also of a job that was broken off: what is written is written
+        if report.begun:
+            _print_end(report)
+            if json_to is not None:
+                _write_report(report, job, json_to)
     raise typer.Exit(report.exit_code)
 
 
@@ -213,14 +218,12 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
     return way
 
 
-def _run(job: InferJob, *, keep_items: bool) -> JobReport:
+def _run(job: InferJob, report: JobReport) -> None:
     from cmudrn.deploy.backends import Backends
     from cmudrn.deploy.pipeline import restore_images
-    from cmudrn.deploy.report import JobReport
     from cmudrn.deploy.sources import check_sources, find_items
 
     total = check_sources(job)
-    report = JobReport(keep_items=keep_items)
     with (
         Backends(job, images=total, on_note=_note) as backends,
         closing(restore_images(job, find_items(job), backends)) as results,
@@ -231,7 +234,6 @@ def _run(job: InferJob, *, keep_items: bool) -> JobReport:
         for result in results:
             report.add(result)
             show()
-    return report
 
 
 def _note(line: str) -> None:

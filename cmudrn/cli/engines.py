@@ -47,6 +47,15 @@ FlavorName = Annotated[
         help="TensorRT, for the GPU that is here, or TensorRT-RTX, which needs none to build.",
     ),
 ]
+BuildDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="N|PCI",
+        help="TensorRT: the GPU to build on and for, by number or PCI bus id [default: the first].",
+        show_default=False,
+    ),
+]
 Targets = Annotated[
     list[str],
     typer.Option(
@@ -111,6 +120,7 @@ def build_engine(
     layout: LayoutNames = "separate",
     weights: Weights = "default",
     flavor: FlavorName = "auto",
+    device: BuildDevice = None,
     target: Targets = [],  # noqa: B006
     frontend: FrontendName = "onnx",
     optimization_level: Level = None,
@@ -147,6 +157,7 @@ def build_engine(
         targets=tuple(dict.fromkeys(target)) or (None,),
         layout=Layout.parse(layout),
         frontend=one_of(Frontend, "--frontend", frontend),
+        device=device,
         optimization_level=optimization_level,
         workspace_mb=workspace,
         rebuild=rebuild,

@@ -23,7 +23,7 @@ Devices = Annotated[
     typer.Option(
         "--device",
         metavar="N|PCI|cpu",
-        help="A GPU's number or PCI bus id; repeatable: batches go to each in turn. cpu: no GPU.",
+        help="A GPU's number or PCI bus id; repeatable for engines: all share the batches. cpu: no GPU.",
         show_default=False,
     ),
 ]

@@ -85,7 +85,11 @@ MaxTruthChange = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="N|PCI|cpu", help="Which GPU; cpu is for PyTorch alone.", show_default=False
+        "--device",
+        metavar="N|PCI|cpu",
+        help="Of engines a GPU's number or PCI bus id; with --backend onnx or torch a number or cpu; with "
+        "openvino cpu alone.",
+        show_default=False,
     ),
 ]
 Report = Annotated[

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -219,13 +220,16 @@ def measure(tuner: Tuner, bar: Bar, quality: Quality, *, show_all: bool) -> list
 def write(out: Path, best: Measured, tuner: Tuner, quality: Quality, machine: Machine) -> None:
     """The profile, and its engine into the store, where that was built to be measured."""
     from cmudrn.checkpoint import read_checkpoint
+    from cmudrn.deploy.job import CPU, BackendName
     from cmudrn.deploy.profile import Profile, write_profile
 
     setting = tuner.job.setting
     if tuner.keep(best.way):
         typer.echo(f"{best.way.engine}: put into the store")
+    # OpenVINO runs on the CPU whichever GPU was named for the others.
+    device = setting.device if setting.device == CPU or best.way.backend is not BackendName.OPENVINO else None
     profile = Profile(
-        way=best.way,
+        way=replace(best.way, device=device),
         goal=tuner.job.goal,
         height=setting.height,
         width=setting.width,

@@ -19,6 +19,7 @@ from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 from cmudrn.errors import EnvironmentMissing, UsageError
 
 __all__ = [
+    "OF_ENGINES",
     "Case",
     "Conditions",
     "Contestant",
@@ -137,6 +138,7 @@ class Opened:
     run: Run  # restores the batch once
     clock: str  # by which a run is timed
     about: str = ""  # what exactly runs, where the name doesn't say it
+    plan: str = ""  # of an engine: the start of its plan's SHA-256
 
 
 def usual_contestants(conditions: Conditions) -> tuple[Contestant, ...]:

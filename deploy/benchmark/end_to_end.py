@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from cmudrn.deploy.sources import check_sources, find_items
 from cmudrn.errors import ImageError, UsageError
 from cmudrn.files import replacing
 from cmudrn.formats import ImageFormat
-from cmudrn.images import Picture, write_picture
+from cmudrn.images import Picture, Pixels, read_picture, write_picture
 
 __all__ = [
     "EndToEnd",
@@ -84,8 +84,13 @@ def median_pass(passes: list[EndToEnd]) -> EndToEnd:
 
 def _pass(job: InferJob) -> EndToEnd:
     began, total = time.perf_counter(), check_sources(job)
+    found_s = time.perf_counter() - began
+    first = first_pixels(job)
+    began = time.perf_counter()
     with Backends(job, images=total) as backends:
-        opened_s = time.perf_counter() - began
+        if first is not None:
+            open_for(first, backends)
+        opened_s = found_s + time.perf_counter() - began
         report = JobReport()
         with closing(restore_images(job, find_items(job), backends)) as results:
             for result in results:
@@ -102,6 +107,21 @@ def _pass(job: InferJob) -> EndToEnd:
         wall_s=report.seconds,
         **{f"{stage}_s": seconds for stage, seconds in report.stage_s.items()},
     )
+
+
+def first_pixels(job: InferJob) -> Pixels | None:
+    """Of the first image, to choose an engine by. None where it can't be read: the pass itself tells why."""
+    try:
+        return read_picture(next(find_items(job)).source).pixels
+    except ImageError:
+        return None
+
+
+def open_for(pixels: Pixels, backends: Backends) -> None:
+    """An engine is opened when the first image asks for it: loading it is no restoring."""
+    height, width, _ = pixels.shape
+    with suppress(ImageError):  # no engine fits, and the pass itself tells
+        backends.restorer_for(pixels.dtype, height, width)
 
 
 @contextmanager

@@ -9,17 +9,25 @@ from itertools import repeat
 
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.backend import PixelBatch
-from cmudrn.deploy.benchmark.contestants import Case, Conditions, Contestant, Kind, Opened, random_pixels
+from cmudrn.deploy.benchmark.contestants import (
+    Case,
+    Conditions,
+    Contestant,
+    Kind,
+    Opened,
+    random_pixels,
+)
 from cmudrn.deploy.tensorrt import TensorRTBackend
-from cmudrn.engines.flavors import PORTABLE, Flavor, installed_libraries
+from cmudrn.engines.flavors import PORTABLE, Flavor, Library, installed_flavors, open_library
 from cmudrn.engines.gpu import local_gpu
 from cmudrn.engines.spec import EngineSpec
 from cmudrn.engines.store import Engine, EngineStore
 from cmudrn.engines.wanted import Wanted
-from cmudrn.errors import DeviceError, EngineError
+from cmudrn.errors import CmudrnError, DeviceError, EngineError, EnvironmentMissing
 
-__all__ = ["KernelTimer", "find_engine", "open_engine"]
+__all__ = ["KernelTimer", "find_engine", "open_engine", "plan_of"]
 
+PLAN_DIGITS = 12  # of a SHA-256
 STREAMED = 16  # batches of one run: the first has nothing to overlap with, and doesn't count
 
 
@@ -35,19 +43,20 @@ def open_engine(contestant: Contestant, case: Case, conditions: Conditions) -> I
     if contestant.kind is Kind.STREAM:
         with TensorRTBackend(engine, device=device) as backend:
             replays = ", CUDA graphs" if backend.replays else ""
-            yield Opened(lambda: streamed_s(backend, pixels), "wall", engine.manifest.key + replays)
+            about = engine.manifest.key + replays
+            yield Opened(lambda: streamed_s(backend, pixels), "wall", about, digits(engine))
     else:
         timer = KernelTimer(engine, device=device, slots=1, graphs=False)
         with timer:
             list(timer.stream([pixels]))  # the images lie in the engine's input from here on
-            yield Opened(timer.run, "device events", engine.manifest.key)
+            yield Opened(timer.run, "device events", engine.manifest.key, digits(engine))
 
 
 def find_engine(spec: EngineSpec, conditions: Conditions, device: str) -> Engine:
     """Of TensorRT where the store has one, else of TensorRT-RTX; certified or not: only its speed counts."""
     gpu, store = local_gpu(device), EngineStore.default(conditions.store)
-    refusals: list[EngineError] = []
-    for library in installed_libraries():
+    libraries, refusals = importable()
+    for library in libraries:
         portable = [PORTABLE] if library.flavor is Flavor.RTX else []
         wanted = Wanted(
             spec=spec,
@@ -56,12 +65,37 @@ def find_engine(spec: EngineSpec, conditions: Conditions, device: str) -> Engine
             targets=[gpu.target, *portable],
             weights_sha256=read_checkpoint(conditions.weights).sha256,
             weights=conditions.weights,
+            device=device,
         )
         try:
             return store.find(wanted)
         except EngineError as exc:
             refusals.append(exc)
-    raise refusals[0]
+    raise next((one for one in refusals if isinstance(one, EngineError)), refusals[0])
+
+
+def plan_of(contestant: Contestant, case: Case, conditions: Conditions) -> str:
+    """As `Opened.plan`, of the engine that would be opened. Raises what `open_engine` raises without one."""
+    return digits(find_engine(case.spec(contestant), conditions, conditions.device or "0"))
+
+
+def digits(engine: Engine) -> str:
+    return engine.manifest.plan_sha256[:PLAN_DIGITS]
+
+
+def importable() -> tuple[list[Library], list[CmudrnError]]:
+    """The flavours that are here, and why others can't be imported. Raises EnvironmentMissing for none."""
+    libraries: list[Library] = []
+    refusals: list[CmudrnError] = []
+    flavors: list[Flavor | None] = [*installed_flavors()]
+    for flavor in flavors or [None]:  # None says what to install
+        try:
+            libraries.append(open_library(flavor))
+        except EnvironmentMissing as exc:
+            refusals.append(exc)
+    if not libraries:
+        raise refusals[0]
+    return libraries, refusals
 
 
 def streamed_s(backend: TensorRTBackend, pixels: PixelBatch) -> float:

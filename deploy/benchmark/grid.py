@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.benchmark.contestants import (
+    OF_ENGINES,
     Case,
     Conditions,
     Contestant,
@@ -43,9 +44,23 @@ class BenchmarkPlan:
             case.spec(self.contestants[0])  # raises for a slip of the hand
 
     def left(self, case: Case, table: Table) -> dict[Contestant, Key]:
-        """Those that the table has no figure of; what was missing is tried again."""
+        """Those that the table has no figure of; what was missing is tried again.
+
+        A figure of an engine that was built anew since is none; one of an engine that is gone stays.
+        """
         keys = {one: key_of(one, case, self.conditions) for one in self.contestants}
-        return {one: key for one, key in keys.items() if key not in table.cells}
+        return {one: key for one, key in keys.items() if not self._has(table, one, key)}
+
+    def _has(self, table: Table, contestant: Contestant, key: Key) -> bool:
+        cell = table.cells.get(key)
+        if cell is None or contestant.kind not in OF_ENGINES:
+            return cell is not None
+        from cmudrn.deploy.benchmark.engine_timing import plan_of
+
+        try:
+            return cell.plan == plan_of(contestant, key.case, self.conditions)
+        except CmudrnError:
+            return True
 
     def of(self, table: Table) -> tuple[list[Cell], list[Gap]]:
         """What the table has of this plan, in its order, and what is missing."""
@@ -127,6 +142,7 @@ class _Session:
             runs=times.runs,
             clock=ready.clock,
             about=ready.about,
+            plan=ready.plan,
             peak_flops_per_s=peak.flops_per_s if peak else None,
             peak_bytes_per_s=peak.bytes_per_s if peak else None,
             began=self.began,

@@ -63,6 +63,7 @@ class Cell:
     runs: int  # that counted
     clock: str
     about: str
+    plan: str  # of an engine: the start of its plan's SHA-256; a figure is of one build of it
     peak_flops_per_s: float | None  # of a matrix product on the same device in the same precision
     peak_bytes_per_s: float | None  # of a copy there
     began: str  # UTC: cells of one time took turns, and only their ratios are fair
@@ -111,7 +112,8 @@ class Cell:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Cell:
-        return cls(**{one.name: row[one.name] for one in fields(cls)})
+        told = {"plan": "", **row}  # tables of before have no plans: their engines' cells are of others
+        return cls(**{one.name: told[one.name] for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +189,13 @@ class Table:
         return table
 
     def add(self, cells: Iterable[Cell], gaps: Iterable[Gap]) -> None:
-        """On disk when it returns; a kill leaves what was there before."""
+        """On disk when it returns; a kill leaves what was there before. A gap takes its cell's place."""
         for cell in cells:
             self.cells[cell.key] = cell
             self.gaps.pop(cell.key, None)
-        self.gaps |= {gap.key: gap for gap in gaps}
+        for gap in gaps:
+            self.gaps[gap.key] = gap
+            self.cells.pop(gap.key, None)
         self.write()
 
     def write(self) -> None:

@@ -179,13 +179,8 @@ def rebuild(scene: Scene, whole: Sequence[Manifest], versions: Mapping[Flavor, s
     """The command for an engine like the last one built, by what is installed here."""
     last = max(whole, key=lambda one: (one.built_at, one.key))
     flavor = last.flavor if last.flavor in versions else next(iter(versions))
-    wanted = Wanted(
-        spec=last.spec,
-        flavor=flavor,
-        version=versions[flavor],
-        targets=[*(gpu.target for gpu in scene.machine.gpus), PORTABLE],
-        weights_sha256=last.weights_sha256,
-    )
+    targets = [*(gpu.target for gpu in scene.machine.gpus), PORTABLE]
+    wanted = Wanted.like(last, version=versions[flavor], targets=targets, flavor=flavor)
     return scene.store.build_command(wanted)
 
 

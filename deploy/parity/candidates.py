@@ -10,10 +10,13 @@ from itertools import product
 from cmudrn.checkpoint import Checkpoint
 from cmudrn.deploy.any_size import graph_of, torch_device
 from cmudrn.deploy.backend import Backend
+from cmudrn.deploy.choice import is_target_of
 from cmudrn.deploy.job import CPU, BackendName
 from cmudrn.deploy.machine import describe_machine, library_version
 from cmudrn.deploy.parity.measure import Candidate, ParityJob
 from cmudrn.engines.certificate import CHECK_AGAIN, ParityCertificate, Subject
+from cmudrn.engines.flavors import open_library
+from cmudrn.engines.gpu import local_gpu
 from cmudrn.engines.manifest import Manifest
 from cmudrn.engines.plain_json import MOST_CHARS
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
@@ -83,8 +86,9 @@ def find_candidates(
 ) -> tuple[list[Candidate], list[EngineError]]:
     """What is meant, and what is wrong with manifests that may be meant, too.
 
-    device: a GPU's number or PCI bus id, or cpu; None: the first GPU. Raises EngineError for an engine that
-    isn't there, and where none is meant; UsageError for what a library can't compute.
+    device: a GPU's number, for engines also its PCI bus id, for libraries also cpu; None: the first GPU.
+    Raises EngineError for an engine that isn't there, and where none is meant; UsageError for what a library
+    can't compute, or not there.
     """
     if wanted.backends:
         return list(library_candidates(store, wanted, job, device)), []
@@ -168,16 +172,37 @@ class EngineCandidate:
         return self.manifest.weights_sha256
 
     def backend(self) -> Backend:
-        """Raises EngineError for a plan that isn't to be trusted, or no longer the one that was listed."""
+        """Raises EngineError for a plan that isn't to be trusted, or no longer the one that was listed;
+        EnvironmentMissing where the library that built it or a GPU of its target isn't here.
+        """
         from cmudrn.deploy.tensorrt import TensorRTBackend
 
         engine = self.store.load(self.name)
         if engine.manifest.plan_sha256 != self.manifest.plan_sha256:
             raise EngineError(f"{self.name}: built anew in the meantime", fix=CHECK_AGAIN)
+        self._check_fit()
         return TensorRTBackend(engine, device=self.device)
+
+    def _check_fit(self) -> None:
+        """Raises EnvironmentMissing. What fits and doesn't load then is broken."""
+        wanted, library = self.manifest, open_library(self.manifest.flavor)
+        if library.version != wanted.version:
+            raise EnvironmentMissing(
+                f"{self.name}: built by version {wanted.version}, here is {library.version}",
+                fix="build the engine again, or install that version",
+            )
+        gpu = local_gpu(self.device)
+        if not is_target_of(wanted.target, gpu):
+            raise EnvironmentMissing(
+                f"{self.name}: for {wanted.target}, here is {gpu.name} ({gpu.target})",
+                fix="check it on such a GPU, or build the engine again for this one",
+            )
 
     def certify(self, certificate: ParityCertificate) -> None:
         self.store.certify(self.manifest, certificate)
+
+    def withdraw(self, label: str) -> None:
+        self.store.withdraw(self.manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +214,7 @@ class LibraryCandidate:
     weights: str  # as --weights takes them
     checkpoint: Checkpoint
     store: EngineStore
-    device: str | None = None  # PyTorch's GPU, or cpu; None: a GPU where there is one
+    device: str | None = None  # a GPU's number, or cpu; None: a GPU where the library has one
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -199,6 +224,18 @@ class LibraryCandidate:
             raise UsageError(
                 f"--precision {self.spec.precision.value} with --backend {self.library.value}",
                 fix=f"give {can}",
+            )
+        if self.device in (None, CPU):
+            return
+        if self.library is BackendName.OPENVINO:
+            raise UsageError(
+                f"--device {self.device} with --backend openvino: it computes on the CPU",
+                fix="give --device cpu, or none",
+            )
+        if not self.device.isdecimal():
+            raise UsageError(
+                f"--device {self.device} with --backend {self.library.value}: it takes a GPU's number",
+                fix="give --device 0, or cpu",
             )
 
     @property
@@ -213,7 +250,9 @@ class LibraryCandidate:
         return self.checkpoint.sha256
 
     def backend(self) -> Backend:
-        """Raises EnvironmentMissing where the library isn't installed, UsageError for a device not there."""
+        """Raises EnvironmentMissing where the library isn't installed, or has no GPU and is told to take one;
+        UsageError for a device that isn't there.
+        """
         installed_version(self.library)
         if self.library is BackendName.TORCH:
             from cmudrn.deploy.torch import TorchBackend
@@ -226,19 +265,35 @@ class LibraryCandidate:
             return OpenVinoBackend(graph, self.spec, threads=self.threads)
         from cmudrn.deploy.onnxruntime import OnnxBackend
 
-        return OnnxBackend(graph, self.spec, threads=self.threads, device=self.device)
+        backend = OnnxBackend(graph, self.spec, threads=self.threads, device=self.device)
+        if self.device not in (None, CPU):
+            with backend as opened:  # which then only tells what it has taken
+                label = opened.label
+            if label.endswith(" on CPU"):
+                raise EnvironmentMissing(
+                    f"--device {self.device}: {label}, for it has no GPU",
+                    fix="install onnxruntime-gpu, or give --device cpu",
+                )
+        return backend
 
     def certify(self, certificate: ParityCertificate) -> None:
-        device = self._ran_on(certificate.measured_on)
-        subject = library_subject(self.library, self.spec, self.weights_sha256, device=device)
-        self.store.keep_certificate(subject, certificate)
+        self.store.keep_certificate(self._subject(certificate.measured_on), certificate)
+
+    def withdraw(self, label: str) -> None:
+        self.store.withdraw_certificate(self._subject(label))
+
+    def _subject(self, label: str) -> Subject:
+        device = self._ran_on(label)
+        return library_subject(self.library, self.spec, self.weights_sha256, device=device)
 
     def _ran_on(self, label: str) -> str:
-        """As `library_subject` takes it; label: as a backend's."""
+        """As `library_subject` takes it. label: its backend's, which tells what ONNX Runtime has taken."""
         if self.library is BackendName.TORCH:
             return self._torch_device()
         where = label.rpartition(" on ")[2]
-        return CPU if self.library is BackendName.OPENVINO or where == "CPU" else where
+        if self.library is BackendName.OPENVINO or where == "CPU":
+            return CPU
+        return f"{where} {self.device or 0}"
 
     def _torch_device(self) -> str:
         return torch_device(() if self.device is None else (self.device,))

@@ -46,6 +46,7 @@ class ParityImages:
     """Images in their order, of which any size can be had. They are read anew for each size: none is kept."""
 
     sources: tuple[Source, ...]
+    with_truth: bool = False  # whether each comes with the same place without weather
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -67,7 +68,7 @@ class Photo:
         return self.path.name
 
     def check(self) -> None:
-        """Raises ImageError for headers that cannot be read, or that differ in their size."""
+        """Decodes both. Raises ImageError where that fails, or where they differ in their size."""
         header = read_header(self.path)
         truth = read_header(self.truth) if self.truth else header
         if (truth.height, truth.width) != (header.height, header.width):
@@ -76,6 +77,10 @@ class Photo:
                 f"{self.path} has {header.height}x{header.width}",
                 fix="give pairs of one size",
             )
+        # A header says nothing of what follows it, and the first engine may be hours before the last one.
+        for path in (self.path, self.truth):
+            if path:
+                read_picture(path)
 
     def at(self, height: int, width: int) -> ParityImage:
         """Both fitted alike. Raises ImageError for a file that cannot be read."""
@@ -112,8 +117,8 @@ def shipped_images() -> ParityImages:
 def given_images(folder: Path, truths: Path | None = None) -> ParityImages:
     """The images of a folder, by name; truths: a folder with one of the same name, but for the suffix, each.
 
-    Raises UsageError for folders without them, ImageError for a file whose header cannot be read, or whose
-    truth is of another size.
+    Decodes each once. Raises UsageError for folders without them, ImageError for a file that cannot be read,
+    or whose truth is of another size.
     """
     paths = image_files(folder)
     if not paths:
@@ -128,7 +133,7 @@ def given_images(folder: Path, truths: Path | None = None) -> ParityImages:
     photos = [Photo(path, by_stem.get(path.stem)) for path in paths]
     for photo in photos:
         photo.check()
-    return ParityImages(tuple(photos))
+    return ParityImages(tuple(photos), with_truth=truths is not None)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -5,14 +5,16 @@ All is counted on what leaves a backend, rounded to its pixel type; differences 
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from io import FileIO
 from itertools import groupby
-from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -30,8 +32,10 @@ from cmudrn.errors import (
     DeviceError,
     EngineError,
     EnvironmentMissing,
+    ImageError,
     UsageError,
 )
+from cmudrn.metrics import WINDOW_PX
 
 __all__ = [
     "Candidate",
@@ -64,11 +68,18 @@ class Candidate(Protocol):
     def weights_sha256(self) -> str: ...
 
     def backend(self) -> Backend:
-        """To be entered. Raises EngineError where it isn't to be trusted, EnvironmentMissing."""
+        """To be entered. Raises EnvironmentMissing where it can't run here, EngineError for a broken one."""
         ...
 
     def certify(self, certificate: ParityCertificate) -> None:
         """Keeps it in the store. Raises EngineError."""
+        ...
+
+    def withdraw(self, label: str) -> None:
+        """It has failed: no earlier certificate of it stays in the store. Raises EngineError.
+
+        label: its backend's, once that was open; else empty.
+        """
         ...
 
 
@@ -117,12 +128,26 @@ def check_parity(
     """Measures and certifies one after the other; one that fails doesn't stop the others.
 
     Candidates that share size, loops, pixel and output come together: PyTorch restores once for them all.
-    Raises UsageError for a device that isn't there.
+    Raises UsageError for what no candidate can help: a device that isn't there, images that can't be read, a
+    temporary folder without room.
     """
+    check_truth_sizes(job, candidates)
     for spec, alike in groupby(sorted(candidates, key=_order), key=lambda one: reference_spec(one.spec)):
         with References(job.checkpoint, spec, threads=job.threads) as references:
             for candidate in alike:
                 yield check_one(job, candidate, references, on_image)
+
+
+def check_truth_sizes(job: ParityJob, candidates: Sequence[Candidate]) -> None:
+    """Raises UsageError for --truth with one that is too small to compare with it."""
+    if not job.images.with_truth:
+        return
+    for name, spec in ((one.name, one.spec) for one in candidates):
+        if min(spec.height, spec.width) < WINDOW_PX:
+            raise UsageError(
+                f"--truth: {name} has {spec.height}x{spec.width} pixels, SSIM needs {WINDOW_PX} a side",
+                fix="name larger engines, by --size or by key, or leave --truth out",
+            )
 
 
 def reference_spec(spec: EngineSpec) -> EngineSpec:
@@ -141,37 +166,44 @@ def _order(candidate: Candidate) -> tuple[Any, ...]:
 def check_one(
     job: ParityJob, candidate: Candidate, references: References, on_image: OnImage = lambda name: None
 ) -> Checked:
-    """Measures, and keeps the certificate."""
+    """Measures, and keeps the certificate; of one that fails none is left."""
+    label = ""
 
     def ended(verdict: Verdict, **found: Any) -> Checked:
         return Checked(name=candidate.name, spec=candidate.spec, verdict=verdict, **found)
 
+    def failed(error: CmudrnError, **found: Any) -> Checked:
+        return ended(Verdict.FAILED, error=withdrawn(candidate, label, error), **found)
+
     if candidate.weights_sha256 != job.checkpoint.sha256:
         return ended(Verdict.SKIPPED, error=other_weights(job, candidate))
     try:
-        backend = candidate.backend()
-    except EnvironmentMissing as exc:
-        return ended(Verdict.SKIPPED, error=exc)
-    except EngineError as exc:
-        return ended(Verdict.FAILED, error=exc)
-    try:
-        with backend as opened:
+        with candidate.backend() as opened:
+            label = opened.label
             tally, worst = measure(opened, job.images, references, on_image=lambda: on_image(candidate.name))
-            measured_on = opened.label
     except UsageError:
         raise
-    except (EnvironmentMissing, EngineError) as exc:
+    except EnvironmentMissing as exc:
         return ended(Verdict.SKIPPED, error=exc)
     except CmudrnError as exc:
-        return ended(Verdict.FAILED, error=exc)
+        return failed(exc)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    certificate = tally.certificate(job.limits, measured_on=measured_on, measured_at=now)
+    certificate = tally.certificate(job.limits, measured_on=label, measured_at=now)
     found = {"certificate": certificate, "places": worst.places, "heatmap": worst.heatmap}
     try:
         candidate.certify(certificate)
     except EngineError as exc:
-        return ended(Verdict.FAILED, error=exc, **found)
+        return failed(exc, **found)
     return ended(Verdict.PASSED if certificate.passed else Verdict.BELOW, **found)
+
+
+def withdrawn(candidate: Candidate, label: str, error: CmudrnError) -> CmudrnError:
+    """Withdraws what an earlier run found of one that has failed; the error, and whether that failed, too."""
+    try:
+        candidate.withdraw(label)
+    except EngineError as exc:
+        return EngineError(f"{error.what}; an earlier certificate stays: {exc.what}", fix=exc.fix)
+    return error
 
 
 def exit_code(results: Sequence[Checked], *, is_named: Callable[[str], bool] = lambda name: False) -> int:
@@ -218,7 +250,7 @@ def _batches(
     images: ParityImages, spec: EngineSpec, on_their_way: deque[tuple[ParityImage, PixelArray]]
 ) -> Iterator[PixelBatch]:
     given: list[PixelArray] = []
-    for image in images.at(spec.height, spec.width):
+    for image in _readable(images.at(spec.height, spec.width)):
         given.append(in_pixels(image.pixels, spec.pixel))
         on_their_way.append((image, given[-1]))
         if len(given) == spec.batch:
@@ -226,6 +258,14 @@ def _batches(
             given = []
     if given:
         yield np.stack(given)
+
+
+def _readable(images: Iterator[ParityImage]) -> Iterator[ParityImage]:
+    """As they come. One that can't be read any more says nothing of the engine: an error of the run."""
+    try:
+        yield from images
+    except ImageError as exc:
+        raise UsageError(exc.what, fix="leave the images alone during the run, and start it again") from exc
 
 
 def in_pixels(levels: NDArray[np.uint8], pixel: Pixel) -> PixelArray:
@@ -237,6 +277,7 @@ class References(AbstractContextManager["References"]):
     """PyTorch's images in float32: each is computed when it is first asked for, and kept on the disk.
 
     spec: batch 1, FP32. The file is temporary, of all images' size together, and gone with the process.
+    Raises UsageError where it can't be made, written or read: no candidate is at fault.
     """
 
     def __init__(self, checkpoint: Checkpoint, spec: EngineSpec, *, threads: int | None = None) -> None:
@@ -246,8 +287,15 @@ class References(AbstractContextManager["References"]):
         self._taken = ExitStack()
 
     def __enter__(self) -> References:
-        self._file = self._taken.enter_context(TemporaryFile())
+        # Without a buffer: what doesn't fit is refused when it is written, not when the file is closed.
+        with _in_temporary_folder():
+            self._file: FileIO = tempfile.TemporaryFile(buffering=0)
+        self._taken.callback(self._close_file)
         return self
+
+    def _close_file(self) -> None:
+        with suppress(OSError):  # nobody wants what is in it any more
+            self._file.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -259,18 +307,16 @@ class References(AbstractContextManager["References"]):
         """The image of that number, counted from 0 in their order; `given` is what goes in."""
         if number > self.computed:
             raise ValueError(f"image {number} before image {self.computed}")
-        try:
+        if number < self.computed:
+            kept = np.empty(given.shape, given.dtype)
+            with _in_temporary_folder():
+                self._file.seek(number * given.nbytes)
+                _fill(self._file, kept.data.cast("B"))
+            return kept
+        restored = self._restore(given)
+        with _in_temporary_folder():
             self._file.seek(number * given.nbytes)
-            if number < self.computed:
-                kept = self._file.read(given.nbytes)
-                return np.frombuffer(kept, given.dtype).reshape(given.shape)
-            restored = self._restore(given)
-            self._file.write(restored.tobytes())
-        except OSError as exc:
-            raise EnvironmentMissing(
-                f"no room for what PyTorch restores: {exc.strerror}",
-                fix="name a folder with room for them in the environment's TMPDIR",
-            ) from exc
+            _write_all(self._file, memoryview(restored.tobytes()))
         self.computed += 1
         return restored
 
@@ -283,3 +329,33 @@ class References(AbstractContextManager["References"]):
         (batch,) = self._backend.stream([given[None]])
         restored: PixelArray = batch[0]
         return restored
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    """A write may take only a part: what fits."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def _fill(file: FileIO, into: memoryview) -> None:
+    while into:
+        count = file.readinto(into)
+        if not count:
+            raise OSError(None, "shorter than what was written")
+        into = into[count:]
+
+
+@contextmanager
+def _in_temporary_folder() -> Iterator[None]:
+    """What the system refuses there becomes a UsageError that names the folder."""
+    try:
+        yield
+    except OSError as exc:
+        try:
+            folder = tempfile.gettempdir()
+        except OSError:  # none can be written; its text, which is the error's, names those that were tried
+            folder = os.environ.get("TMPDIR", "the temporary folder")
+        raise UsageError(
+            f"{folder}: cannot keep there what PyTorch restores: {exc.strerror}",
+            fix="name a folder with room for it: TMPDIR=DIR cmudrn parity-check ...",
+        ) from exc

@@ -91,10 +91,14 @@ def share(value: float) -> str:
 
 
 def reason(checked: Checked) -> str:
-    """Why it isn't passed; empty where it is."""
+    """Why it isn't passed, and with which limit it would be where one is enough; empty where it is."""
     if checked.error:
         return str(checked.error).removeprefix(f"{checked.name}: ")
-    return "; ".join(checked.certificate.failures) if checked.certificate else ""
+    if checked.certificate is None:
+        return ""
+    allowed = checked.certificate.difference_to_allow
+    way_out = [] if allowed is None else [f"`--max-difference {allowed}` would certify it"]
+    return "; ".join(checked.certificate.failures + way_out)
 
 
 def to_json(job: ParityJob, results: Sequence[Checked]) -> dict[str, Any]:

@@ -40,12 +40,13 @@ class Compiler:
         gpu: Gpu | None = None,
     ) -> None:
         self._library, self._gpu = library or open_library(), gpu or local_gpu(device)
+        self._device = device if self._library.flavor is Flavor.TENSORRT else None
         self._checkpoint = read_checkpoint(weights)
         self._store, self._on_step = store, on_step
 
     def __call__(self, spec: EngineSpec, layout: Layout, store: EngineStore) -> Manifest:
         """Raises what a build raises, and UsageError for a GPU that the library doesn't build for."""
-        job = CompileJob(specs=(spec,), targets=(self._target,), layout=layout)
+        job = CompileJob(specs=(spec,), targets=(self._target,), layout=layout, device=self._device)
         self._hand_on_timings(self._store, store)
         (built,) = compile_engines(job, self._checkpoint, self._library, store, on_step=self._on_step)
         self._hand_on_timings(store, self._store)

@@ -65,7 +65,7 @@ class Setting:
     def open(self, way: Way, store: Path | None = None) -> Iterator[Opened]:
         """Raises what `Backends` raises: a library, an engine, room on the GPU is missing."""
         with Backends(self.job(way, store)) as backends:
-            restorer = backends.restorer(backends.pick(np.uint8, self.height, self.width))
+            restorer = backends.restorer_for(np.uint8, self.height, self.width)
             tiles = len(restorer.plan(self.height, self.width))
             yield Opened(restorer, math.lcm(tiles, restorer.batch) // tiles)
 

@@ -163,17 +163,22 @@ def test_backends_in_threads_do_not_disturb_each_other(engine: Engine) -> None:
 def test_nothing_is_allocated_after_the_first_batch(
     engine: Engine, device: Device, record_property: Callable[[str, object], None]
 ) -> None:
-    taken = []
-    with TensorRTBackend(engine) as backend:
-        for _ in range(TRIES):
-            stream = backend.stream(batches(24))
-            next(stream)
-            before = free_bytes(device)
-            for _ in stream:
-                pass
-            taken.append(before - free_bytes(device))
-    record_property("bytes taken after the first of 24 batches", min(taken))
-    assert min(taken) <= 0, taken
+    taken = {
+        graphs: min(bytes_taken(engine, device, graphs=graphs) for _ in range(TRIES))
+        for graphs in (True, False)
+    }
+    most = max(taken.values())
+    record_property("bytes taken after the first of 24 batches", most)
+    assert most <= 0, taken
+
+
+def bytes_taken(engine: Engine, device: Device, *, graphs: bool) -> int:
+    """After the first of 24 batches. By a backend of its own: what it takes once, late, it takes each time."""
+    with TensorRTBackend(engine, graphs=graphs) as backend:
+        list(backend.stream(batches(1)))
+        before = free_bytes(device)
+        list(backend.stream(batches(23)))
+        return before - free_bytes(device)
 
 
 def test_closing_gives_all_memory_back(engine: Engine, device: Device) -> None:
