@@ -1,4 +1,4 @@
-"""A GPU's primary context, which TensorRT, PyTorch and CUDA's runtime share: taken, made current, given back."""
+"""A GPU's primary context, which TensorRT, PyTorch and CUDA share: taken, made current, given back."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_a_stream_that_is_left_early_is_no_hindrance(backend: Backend) -> None:
 
 
 def test_streams_of_one_backend_do_not_disturb_each_other(backend: Backend) -> None:
-    """TensorRT's slots are one stream's, and the older one says that it has ended: test_tensorrt_backend.py."""
+    """TensorRT's slots are one stream's, and the older one says so: see test_tensorrt_backend.py."""
     images = [random_image(1, 9, 9), random_image(1, 7, 5), random_image(2, 9, 9)]
     right = [next(backend.stream([image])) for image in images]
     one, other = backend.stream(images), backend.stream(images[::-1])

@@ -71,6 +71,7 @@ def cell_of(backend: str, case: Case, seconds: float, **changes: Any) -> Cell:
         runs=1,
         clock="wall",
         about="",
+        plan="",
         peak_flops_per_s=1e11,
         peak_bytes_per_s=1e10,
         began="2026-11-26T10:00:00Z",

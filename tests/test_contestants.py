@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from test_manifest import manifest_of
 from torch import nn
 
 from cmudrn.checkpoint import load_model, read_checkpoint
-from cmudrn.deploy.benchmark import peak
+from cmudrn.deploy.benchmark import grid, peak
 from cmudrn.deploy.benchmark.contestants import (
     Case,
     Conditions,
@@ -26,7 +28,12 @@ from cmudrn.deploy.benchmark.contestants import (
     open_contestant,
     random_pixels,
 )
+from cmudrn.deploy.benchmark.grid import BenchmarkPlan, run_benchmark, terms_of
+from cmudrn.deploy.benchmark.table import Table
+from cmudrn.deploy.benchmark.timing import Effort
+from cmudrn.engines.flavors import Flavor, Library
 from cmudrn.engines.graph import typed_graph
+from cmudrn.engines.layout import Layout
 from cmudrn.engines.spec import Precision
 from cmudrn.engines.store import EngineStore
 from cmudrn.errors import CheckpointError, EngineError, EnvironmentMissing, UsageError
@@ -221,6 +228,75 @@ def test_an_engines_stream_is_timed_with_its_copies() -> None:
             assert opened.clock == "wall"
             assert opened.about.startswith(key)
             assert 0 < opened.run() < 10
+
+
+@under_hostcuda()
+def test_a_figure_of_an_engine_that_was_built_anew_is_measured_anew() -> None:
+    from tempfile import TemporaryDirectory
+
+    case, names = Case(1, 16, 16, 2), ("tensorrt", "tensorrt-stream")
+    with TemporaryDirectory() as folder:
+        conditions, key = store_with(case, Path(folder, "store"))
+        store = EngineStore(Path(folder, "store"))
+        plan = BenchmarkPlan(
+            contestants=tuple(map(Contestant.parse, names)),
+            cases=(case,),
+            effort=Effort(warmup=0, repeats=1),
+            conditions=conditions,
+        )
+        with patch.object(grid, "measure_peak", side_effect=EnvironmentMissing("no peak", fix="none")):
+            table = Table.open(Path(folder, "out"), terms_of(conditions))
+            list(run_benchmark(plan, table))
+            first = dict(table.cells)
+            built = store.manifest(key).plan_sha256
+            assert [cell.plan for cell in first.values()] == [built[:12]] * 2
+            again = Table.open(Path(folder, "out"), terms_of(conditions))
+            list(run_benchmark(plan, again))
+            assert again.cells == first
+            graph = typed_graph(read_checkpoint("default"), store.manifest(key).spec, Layout(y_once=True))
+            facts = {"version": trt.__version__, "target": "sm89"}
+            weights = read_checkpoint("default").sha256
+            spec = store.manifest(key).spec
+            store.put(graph, manifest_of(graph, spec, **facts, weights_sha256=weights))
+            assert store.manifest(key).plan_sha256 != built
+            list(run_benchmark(plan, again))
+            now = {cell.plan for cell in Table.open(Path(folder, "out"), terms_of(conditions)).cells.values()}
+            assert now == {store.manifest(key).plan_sha256[:12]}
+            store.put(b"broken", manifest_of(b"broken", spec, **facts, weights_sha256=weights))
+            list(run_benchmark(plan, again))
+            assert not again.cells  # none of an engine that isn't there any more
+            assert len(again.gaps) == 2
+
+
+@under_hostcuda()
+def test_a_flavour_that_is_broken_does_not_hide_the_engines_of_the_other() -> None:
+    from tempfile import TemporaryDirectory
+
+    from cmudrn.deploy.benchmark import engine_timing
+
+    case = Case(1, 16, 16, 2)
+    spec = case.spec(Contestant.parse("tensorrt"))
+    broken = EnvironmentMissing("cannot import tensorrt_rtx", fix="pip install it")
+
+    def opened(flavor: Flavor | None) -> Library:
+        if flavor is not Flavor.TENSORRT:
+            raise broken
+        return Library(Flavor.TENSORRT, trt, trt.__version__)
+
+    with (
+        TemporaryDirectory() as folder,
+        patch.object(engine_timing, "installed_flavors", return_value=[Flavor.RTX, Flavor.TENSORRT]),
+        patch.object(engine_timing, "open_library", opened),
+    ):
+        conditions, key = store_with(case, Path(folder))
+        assert engine_timing.find_engine(spec, conditions, "0").manifest.key == key
+        with pytest.raises(EngineError, match="no engine for T = 2"):
+            engine_timing.find_engine(replace(spec, loops=2), conditions, "0")
+        with (
+            patch.object(engine_timing, "installed_flavors", return_value=[Flavor.RTX]),
+            pytest.raises(EnvironmentMissing, match="cannot import tensorrt_rtx"),
+        ):
+            engine_timing.find_engine(spec, conditions, "0")
 
 
 @under_hostcuda()

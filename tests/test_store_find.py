@@ -10,6 +10,7 @@ import pytest
 from store_cases import KEY, PLAN, find, refused, store_with_one
 from test_manifest import SPEC, manifest_of
 
+from cmudrn.checkpoint import read_checkpoint
 from cmudrn.engines.flavors import Flavor
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
 from cmudrn.engines.store import Engine, EngineStore, Wanted
@@ -29,6 +30,21 @@ def test_the_first_target_with_an_engine_is_taken(store: EngineStore) -> None:
     assert find(store, targets=("sm89", "sm90", "sm80+")).plan == PLAN
     store.remove(KEY)
     assert find(store, targets=("sm90", "sm80+")) == Engine(portable, b"portable")
+
+
+def test_the_command_names_the_gpu_and_weights_that_are_not_the_shipped_ones() -> None:
+    def command(**changes: Any) -> str:
+        wanted = Wanted.like(manifest_of(), version="11.5.0.1", targets=["sm90"])
+        return dataclasses.replace(wanted, **changes).build_command(None)
+
+    usual = "cmudrn build-engine --loops 3 --size 500x400 --batch 8"
+    assert command() == f"{usual} --weights FILE --flavor tensorrt"
+    assert command(device="0000:41:00.0") == f"{usual} --weights FILE --flavor tensorrt --device 0000:41:00.0"
+    rtx = command(device="1", flavor=Flavor.RTX)
+    assert rtx == f"{usual} --weights FILE --flavor rtx --target sm90"
+    shipped = manifest_of(weights_sha256=read_checkpoint("default").sha256)
+    like = Wanted.like(shipped, version="11.5.0.1", targets=["sm90"])
+    assert like.build_command(None) == f"{usual} --flavor tensorrt"
 
 
 def at(loops: int, height: int, width: int) -> EngineSpec:

@@ -173,7 +173,7 @@ def test_nothing_is_allocated_after_the_first_batch(
 
 
 def bytes_taken(engine: Engine, device: Device, *, graphs: bool) -> int:
-    """After the first of 24 batches. By a backend of its own: what it takes once, late, it takes each time."""
+    """After the first of 24 batches, by a backend of its own: what it takes late, it takes each time."""
     with TensorRTBackend(engine, graphs=graphs) as backend:
         list(backend.stream(batches(1)))
         before = free_bytes(device)
