@@ -80,11 +80,16 @@ class Backends(AbstractContextManager["Backends"]):
         """What restores, and why, in a line for people."""
         choice = self.choice
         if not choice.engines:
-            return f"restoring with {self._label} ({choice.why})"
-        flavors = sorted({f"{engine.flavor.label} {engine.version}" for engine in choice.engines})
+            return f"restoring with {self.label} ({choice.why})"
         keys = [engine.key for engine in choice.engines]
         rest = f"; what fits none: {choice.otherwise.label}" if choice.otherwise else ""
-        return f"restoring with {listed(flavors)} ({choice.why}): {listed(keys)}{rest}"
+        return f"restoring with {self.label} ({choice.why}): {listed(keys)}{rest}"
+
+    @property
+    def label(self) -> str:
+        """What restores, in a word or two."""
+        engines = self.choice.engines
+        return listed(sorted({f"{one.flavor.label} {one.version}" for one in engines})) or self._label
 
     @property
     def most_at_once(self) -> int:

@@ -61,9 +61,9 @@ def test_the_usual_command_builds_one_engine_for_all_gpus(
     assert build("--loops", "3", "--size", "500", "--flavor", "rtx") == 0
     key = f"t3-500x500-b1-fp16-uint8-{LABEL}-sm80+"
     heading, row, *rest = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["engine", "seconds", "MB", "layers", "share"]
+    assert heading.split() == ["engine", "seconds", "MB", "layers", "share", "parity"]
     assert row.split()[0] == key
-    assert row.split()[-2:] == ["100%", "fp16"]
+    assert row.split()[-3:] == ["100%", "fp16", "unchecked"]
     assert rest == [f"in {store}"]
     engine = EngineStore(store).find(wanted(EngineSpec(loops=3, height=500, width=500)))
     assert engine.manifest.key == key

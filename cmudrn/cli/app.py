@@ -66,6 +66,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(exc.what, exc.fix, exc.exit_code)
     except CommandLineError as exc:
         return _complain(*_explained(exc), 2)
+    except MemoryError as exc:
+        return _complain(f"not enough memory: {exc}", "give smaller sizes or batches, or less at once", 1)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:

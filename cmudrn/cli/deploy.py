@@ -44,7 +44,10 @@ Out = Annotated[
     ),
 ]
 Loops = Annotated[
-    int, typer.Option(metavar="1..7", help="Recursions: more of them restore better, and take longer.")
+    int,
+    typer.Option(
+        metavar="1..7", help="Recursions: 3 are best under heavy weather. Time grows as their square."
+    ),
 ]
 OutputChoice = Annotated[
     str,
@@ -227,13 +230,13 @@ def _run(job: InferJob, report: JobReport) -> None:
     with (
         Backends(job, images=total, on_note=_note) as backends,
         closing(restore_images(job, find_items(job), backends)) as results,
-        _progress(total, report) as show,
     ):
         report.backend = str(backends)
         _note(report.backend)
-        for result in results:
-            report.add(result)
-            show()
+        with _progress(total, report) as show:
+            for result in results:
+                report.add(result)
+                show()
 
 
 def _note(line: str) -> None:

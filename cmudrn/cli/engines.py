@@ -287,6 +287,7 @@ def print_table(manifests: Sequence[Manifest], notes: Sequence[str], heading: st
     table.add_column("engine", no_wrap=True)
     for name in ("seconds", "MB", "layers", "share"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parity", no_wrap=True)
     table.add_column(heading, no_wrap=True)
     for manifest, note in zip(manifests, notes, strict=True):
         layers, precision = manifest.layers, manifest.spec.precision.value
@@ -296,6 +297,7 @@ def print_table(manifests: Sequence[Manifest], notes: Sequence[str], heading: st
             f"{manifest.plan_bytes / 1e6:.1f}",
             str(layers.computing),
             f"{layers.share:.0%} {precision}",
+            "unchecked" if manifest.parity is None else "passed" if manifest.parity.passed else "below",
             note,
         )
     # Whole lines, which a narrow terminal wraps: a key is there to be copied.

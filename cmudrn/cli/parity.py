@@ -253,9 +253,18 @@ def write_reports(
     from cmudrn.deploy.parity.report import html_page, to_json
     from cmudrn.files import replacing
 
+    def write(path: Path, text: str) -> None:
+        try:
+            with replacing(path) as file:
+                file.write(text.encode())
+        except OSError as exc:
+            raise UsageError(
+                f"{path}: cannot be written: {exc.strerror}",
+                fix="the certificates are kept; name another file",
+            ) from exc
+
     if report is not None:
-        with replacing(report) as file:
-            file.write(html_page(job, results).encode())
+        write(report, html_page(job, results))
         typer.echo(f"report: {report}", err=True)
     if json_to is None:
         return
@@ -263,5 +272,4 @@ def write_reports(
     if json_to == "-":
         typer.echo(text, nl=False)
     else:
-        with replacing(Path(json_to)) as file:
-            file.write(text.encode())
+        write(Path(json_to), text)

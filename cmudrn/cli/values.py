@@ -58,8 +58,10 @@ def need_onnx() -> None:
 def need_writable(option: str, path: Path) -> None:
     """Found out before the work, not after it. Raises UsageError."""
     there = path if path.exists() else path.parent
-    if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+    if not path.parent.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written", fix="name a file in a folder that is there")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise UsageError(f"{option} {path}: not a regular file", fix="name a file, or none that is there")
 
 
 def one_of(choices: type[Choice], option: str, value: str) -> Choice:

@@ -95,7 +95,7 @@ def _pass(job: InferJob) -> EndToEnd:
         with closing(restore_images(job, find_items(job), backends)) as results:
             for result in results:
                 report.add(result)
-        what = str(backends).removeprefix("restoring with ")
+        what = backends.label
     if report.failures:
         raise ImageError(f"not restored: {report.failure_lines()[0]}", fix="leave it out")
     return EndToEnd(
