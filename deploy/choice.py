@@ -170,10 +170,19 @@ def usable_engines(job: InferJob) -> tuple[Manifest, ...]:
     if not told.allow_unverified:
         demand(
             lambda one: all(certified_on(one, gpu) for gpu in gpus),
-            "with a parity certificate that it has passed",
+            f"with a parity certificate that it has passed{shortcoming(left)}",
             f"cmudrn parity-check {left[0].key}, or --allow-unverified",
         )
     return tuple(left)
+
+
+def shortcoming(engines: Sequence[Manifest]) -> str:
+    """What the first certificate that failed says, in brackets; empty where none did."""
+    failed = (one for one in engines if one.parity is not None and not one.parity.passed)
+    first = next(failed, None)
+    if first is None or first.parity is None:
+        return ""
+    return f" ({first.key}: {', '.join(first.parity.failures)})"
 
 
 def runs_on(engine: Manifest, gpu: Gpu) -> bool:

@@ -193,6 +193,7 @@ def test_an_engine_without_a_passed_certificate_is_used_only_when_told(
     key = house.engine(parity=parity)
     refused = house.infer(driver, "--backend", "tensorrt")
     assert "no engine with a parity certificate that it has passed" in refused.output
+    assert ("a pixel is 40 grey levels off, more than 3" in refused.output) is (parity is FAILED)
     assert f"cmudrn parity-check {key}, or --allow-unverified" in refused.output
     assert refused.returncode == 2
     instead = clean(house.infer(driver))
