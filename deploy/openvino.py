@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -48,9 +48,21 @@ def import_openvino() -> Any:
     return openvino
 
 
+@cache
+def one_core() -> Any:
+    """The process's only Core. Raises EnvironmentMissing where OpenVINO isn't installed.
+
+    Each one's CPU plugin puts a stack for signal handlers in the place of the one that is there, and puts
+    that back when it ends. Where two end in another order than they began, one that is freed is left
+    (2026.4), and the next signal that Python handles, Ctrl-C or the end of a child, ends the process.
+    """
+    return import_openvino().Core()
+
+
 def cpu_has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 here. Raises EnvironmentMissing where it isn't installed."""
-    return _has_bf16(import_openvino().Core())
+    import_openvino()
+    return "BF16" in one_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoBackend(AbstractContextManager["OpenVinoBackend"]):
@@ -80,8 +92,8 @@ class OpenVinoBackend(AbstractContextManager["OpenVinoBackend"]):
 
     def __enter__(self) -> OpenVinoBackend:
         library = import_openvino()
-        core = library.Core()
-        if self.spec.precision is Precision.BF16 and not _has_bf16(core):
+        core = one_core()
+        if self.spec.precision is Precision.BF16 and not cpu_has_bf16():
             raise EnvironmentMissing(
                 "--precision bf16: this processor has no bfloat16", fix="give --precision fp32"
             )
@@ -140,7 +152,3 @@ class OpenVinoBackend(AbstractContextManager["OpenVinoBackend"]):
             self._request = None
             raise ImageError(f"OpenVINO: {one_line(exc)}", fix="try a smaller --tile") from exc
         return restored
-
-
-def _has_bf16(core: openvino.Core) -> bool:
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -73,8 +73,8 @@ class JobReport:
 
     @property
     def begun(self) -> bool:
-        """Some image has ended."""
-        return any(self.counts.values())
+        """It is known what restores."""
+        return bool(self.backend)
 
     @property
     def images_per_s(self) -> float:

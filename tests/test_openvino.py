@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -112,3 +113,34 @@ def test_ever_new_sizes_do_not_fill_the_memory() -> None:
     after_144, after_288 = map(float, printed_by(MANY_SIZES).split())
     # Left alone, OpenVINO would keep some 0.7 MB for each.
     assert after_288 - after_144 < 30
+
+
+OPENED_AND_CLOSED = """
+import faulthandler, gc, signal, subprocess
+faulthandler.enable()
+import numpy as np
+from cmudrn.deploy.graphs import shipped_graph
+from cmudrn.deploy.openvino import OpenVinoBackend, cpu_has_bf16
+from cmudrn.engines.spec import EngineSpec, Pixel, Precision
+
+spec = EngineSpec(loops=1, height=8, width=8, precision=Precision.FP32)
+backends = [OpenVinoBackend(shipped_graph(1, Pixel.UINT8), spec) for _ in range(2)]
+for backend in backends:
+    backend.__enter__()
+    list(backend.stream([np.zeros((1, 8, 8, 3), np.uint8)]))
+for backend in backends:  # the first one first
+    backend.__exit__(None, None, None)
+cpu_has_bf16()
+gc.collect()
+taken = [bytearray(20_000) for _ in range(2_000)]  # what was freed is used for something else
+signal.signal(signal.SIGCHLD, lambda *_: None)
+subprocess.run(["true"], check=True)
+print("alive")
+"""
+
+
+@HERE
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
+def test_after_backends_that_were_closed_in_any_order_a_signal_is_handled() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENED_AND_CLOSED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
