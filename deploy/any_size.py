@@ -44,7 +44,6 @@ def bf16_is_certified(job: InferJob, pixel: Pixel) -> bool:
     store = EngineStore.default(job.backend.store)
     if job.layout not in (None, FOR_ONNX_RUNTIME) or not find_spec("openvino") or not store.folder.is_dir():
         return False
-    from cmudrn.deploy.openvino import cpu_has_bf16
     from cmudrn.deploy.parity.candidates import library_subject
 
     spec = EngineSpec(
@@ -52,10 +51,15 @@ def bf16_is_certified(job: InferJob, pixel: Pixel) -> bool:
     )
     try:
         subject = library_subject(BackendName.OPENVINO, spec, read_checkpoint(job.weights).sha256)
-        certificate = store.certificate(subject) if cpu_has_bf16() else None
+        certificate = store.certificate(subject)
+        if certificate is None or not certificate.passed:
+            return False
+        # Imported last: most stores hold no such certificate, and each start would wait for OpenVINO.
+        from cmudrn.deploy.openvino import cpu_has_bf16
+
+        return cpu_has_bf16()
     except (EngineError, EnvironmentMissing):  # an OpenVINO that doesn't start: opening it will say so
         return False
-    return certificate is not None and certificate.passed
 
 
 def torch_device(devices: Sequence[str]) -> str:

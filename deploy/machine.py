@@ -12,7 +12,7 @@ from typing import Any
 
 from cmudrn.deploy.probe import ask
 
-__all__ = ["Graphics", "Machine", "available_cores", "describe_machine", "library_version"]
+__all__ = ["Graphics", "Machine", "available_cores", "describe_machine", "library_version", "processor"]
 
 # What decides how fast a processor convolves: width of its vectors, and half precision in hardware.
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "bf16", "sve")
@@ -69,7 +69,7 @@ class Machine:
 
 def describe_machine() -> Machine:
     """This one, as far as it can be told without importing anything heavy."""
-    cpu, flags = _processor()
+    cpu, flags = processor()
     driver, cuda, gpus = _graphics()
     return Machine(
         cpu=cpu,
@@ -100,8 +100,8 @@ def library_version(name: str) -> str | None:
     return None
 
 
-def _processor() -> tuple[str, tuple[str, ...]]:
-    """Its name, and which of FLAGS it has; Linux alone tells the latter."""
+def processor() -> tuple[str, tuple[str, ...]]:
+    """The processor's name, and which of FLAGS it has; Linux alone tells the latter."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor() or platform.machine(), ()

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from cmudrn.errors import CmudrnError
+from cmudrn.wording import one_line
 
 __all__ = ["MODULES", "Answer", "answer", "ask"]
 
@@ -96,7 +97,7 @@ def answer() -> None:
 def _in_a_line(error: BaseException) -> str:
     if isinstance(error, CmudrnError):
         return error.what
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -12,7 +12,7 @@ from cmudrn.deploy.any_size import graph_of, torch_device
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.choice import is_target_of
 from cmudrn.deploy.job import CPU, BackendName
-from cmudrn.deploy.machine import describe_machine, library_version
+from cmudrn.deploy.machine import library_version, processor
 from cmudrn.deploy.parity.measure import Candidate, ParityJob
 from cmudrn.engines.certificate import CHECK_AGAIN, ParityCertificate, Subject
 from cmudrn.engines.flavors import open_library
@@ -338,5 +338,5 @@ def device_name(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if device != CPU:
         return device
-    machine = describe_machine()
-    return " ".join([machine.cpu, *machine.flags])[:MOST_CHARS]
+    cpu, flags = processor()
+    return " ".join([cpu, *flags])[:MOST_CHARS]
