@@ -116,7 +116,8 @@ def run_limited(
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment,
+            # What a step that crashes has said is in the file, not lost with its buffer.
+            env={**environment, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
