@@ -13,14 +13,19 @@ STUBS    := $(TEST_ENV)/stubs
 # Whose Python extension, without the libraries, our code is compared with: a release of each major.
 TENSORRTS := 10.16.* 11.4.*
 
-.PHONY: demo test check gpu-check graphs clean
+.PHONY: demo test check native gpu-check sanitize graphs clean
 
 demo: $(DEMO_ENV)/.done
 	$(DEMO_ENV)/bin/cmudrn infer examples/weather -o restored --overwrite
 	@echo "Look at examples/weather beside restored/."
 
 test: $(TEST_ENV)/.done
+	$(PYTHON) tools/build_native.py --optional
 	$(TEST_ENV)/bin/pytest
+
+# The library of deploy/native anew, after a change of its sources: docs/native.md.
+native:
+	$(PYTHON) tools/build_native.py $(NATIVE)
 
 # What only a GPU can tell, offline and within ten minutes, into gpu-report.md and gpu-report.json: docs/gpu.md.
 # GPU_ENV names an environment with cmudrn[train,test], and cmudrn[tensorrt] or cmudrn[rtx,cuda], installed; which
@@ -38,6 +43,12 @@ check: $(TEST_ENV)/.done
 	ln -s $(CURDIR)/cmudrn/* $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/deploy $(HOUSE)/cmudrn/
 	MYPYPATH=$(HOUSE):$(STUBS) $(TEST_ENV)/bin/mypy -p cmudrn
 	MYPYPATH=$(HOUSE):$(STUBS):tests:benchmarks $(TEST_ENV)/bin/mypy tests benchmarks tools examples
+
+# The native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, on scratch that begins
+# as NaN, and on processors without AVX-512 and AVX as far as qemu-user is installed. Some minutes; the tests run a
+# small part of it. SANITIZE: options of tools/sanitize.py.
+sanitize: $(TEST_ENV)/bin/python
+	$(TEST_ENV)/bin/python tools/sanitize.py $(SANITIZE)
 
 # Whenever the shipped weights change; a test compares the two.
 graphs: $(TEST_ENV)/.done

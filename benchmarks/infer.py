@@ -1,6 +1,6 @@
 """`cmudrn infer` against the loop that a researcher would write, and against its own backend alone.
 
-    python benchmarks/infer.py PHOTOS [--limit 40] [--repeats 1]
+    python benchmarks/infer.py PHOTOS [--limit 40] [--repeats 1] [--backend onnx]
 
 PHOTOS: a folder of JPEG photographs. Whole processes are timed, from start to the last file written; the
 backend alone has its session open and its images decoded. Needs the extras `train` and `bench`.
@@ -28,9 +28,10 @@ from cmudrn.metrics import psnr_db
 LOOP = Path(__file__).with_name("eager_loop.py")
 
 
-def run_infer(photos: list[Path], folder: Path) -> float:
+def run_infer(photos: list[Path], folder: Path, backend: BackendName, report: Path | None = None) -> float:
+    """report: where the command writes its own, as JSON."""
     command = [sys.executable, "-m", "cmudrn", "infer", *map(str, photos), "-o", str(folder), "--overwrite"]
-    command += ["--backend", "onnx"]
+    command += ["--backend", backend.value, *(["--json", str(report)] if report else [])]
     return seconds_of(command, folder)
 
 
@@ -45,8 +46,8 @@ def seconds_of(command: list[str], folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def run_backend(photos: list[Path]) -> float:
-    job = InferJob(sources=tuple(photos), backend=BackendOptions(name=BackendName.ONNX))
+def run_backend(photos: list[Path], backend: BackendName) -> float:
+    job = InferJob(sources=tuple(photos), backend=BackendOptions(name=backend))
     total = 0.0
     with Backends(job) as backends:
         for photo in photos:
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--backend", type=BackendName, default=BackendName.ONNX)
     arguments = parser.parse_args()
     photos = sorted(arguments.photos.resolve().glob("*.jp*g"))[: arguments.limit]
     print(heading())
@@ -72,8 +74,8 @@ def main() -> None:
         ours.mkdir()
         theirs.mkdir()
         for _ in range(arguments.repeats):
-            seconds["infer"].append(run_infer(photos, ours))
-            seconds["backend alone"].append(run_backend(photos))
+            seconds["infer"].append(run_infer(photos, ours, arguments.backend))
+            seconds["backend alone"].append(run_backend(photos, arguments.backend))
             seconds["eager loop"].append(run_loop(photos, theirs))
         agreement = [
             psnr_db(*(read_picture(folder / photo.name).pixels for folder in (ours, theirs)))

@@ -1,20 +1,30 @@
-"""Backends that take images of any size, beside the engines: ONNX Runtime, OpenVINO, PyTorch."""
+"""Backends that take images of any size, beside the engines: our kernels, ONNX Runtime, OpenVINO, PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.job import CPU, BackendName, InferJob
+from cmudrn.deploy.native.library import chosen_isa
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME, Layout
-from cmudrn.engines.spec import EngineSpec, Pixel, Precision
+from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
 from cmudrn.engines.store import EngineStore
 from cmudrn.errors import EngineError, EnvironmentMissing, UsageError
 
-__all__ = ["bf16_is_certified", "graph_of", "open_backend", "torch_device"]
+__all__ = ["PRECISIONS", "bf16_is_certified", "graph_of", "open_backend", "precision_of", "torch_device"]
+
+# What each can compute in.
+PRECISIONS: Mapping[BackendName, tuple[Precision, ...]] = {
+    BackendName.NATIVE: (Precision.FP32, Precision.BF16),
+    BackendName.ONNX: (Precision.FP32,),
+    BackendName.OPENVINO: (Precision.FP32, Precision.BF16),
+    BackendName.TORCH: (Precision.FP32,),
+}
 
 
 def open_backend(name: BackendName, job: InferJob, spec: EngineSpec) -> Backend:
@@ -26,6 +36,10 @@ def open_backend(name: BackendName, job: InferJob, spec: EngineSpec) -> Backend:
         return TorchBackend(
             read_checkpoint(job.weights), spec, device=torch_device(told.devices), threads=told.threads
         )
+    if name is BackendName.NATIVE:
+        from cmudrn.deploy.native import NativeBackend
+
+        return NativeBackend(read_checkpoint(job.weights), spec, threads=told.threads)
     graph = graph_of(job.weights, job.loops, spec.pixel, job.layout)
     if name is BackendName.OPENVINO:
         from cmudrn.deploy.openvino import OpenVinoBackend
@@ -36,13 +50,49 @@ def open_backend(name: BackendName, job: InferJob, spec: EngineSpec) -> Backend:
     return OnnxBackend(graph, spec, threads=told.threads, device=one_by_number(told.devices, "ONNX Runtime"))
 
 
-def bf16_is_certified(job: InferJob, pixel: Pixel) -> bool:
-    """Whether `cmudrn parity-check` has passed OpenVINO's bfloat16 for this job on this processor.
+def precision_of(name: BackendName, job: InferJob, pixel: Pixel) -> Precision:
+    """What one of PRECISIONS computes a job in: what is told, else float32; OpenVINO bfloat16 if certified.
 
-    It checks the usual layout: another one rounds otherwise.
+    Raises UsageError where it can't compute in what is told, EngineError for bfloat16 without a certificate,
+    EnvironmentMissing where our kernels are asked for bfloat16 and can't.
     """
-    store = EngineStore.default(job.backend.store)
-    if job.layout not in (None, FOR_ONNX_RUNTIME) or not find_spec("openvino") or not store.folder.is_dir():
+    told = job.precision
+    if told is None:
+        certified = name is BackendName.OPENVINO and bf16_is_certified(name, job, pixel)
+        return Precision.BF16 if certified else Precision.FP32
+    if told not in PRECISIONS[name]:
+        raise UsageError(f"--precision {told.value}: {name.label} computes in fp32", fix="--backend native")
+    if told is Precision.BF16 and not job.backend.allow_unverified:
+        if name is BackendName.NATIVE:
+            chosen_isa(told)  # says what is missing, where it is
+        if not bf16_is_certified(name, job, pixel):
+            raise EngineError(
+                f"{name.label} in bf16: no parity certificate, passed, for T = {job.loops} and "
+                f"{pixel.value} pixels",
+                fix=f"{check_command(name, job, pixel)}, or --allow-unverified",
+            )
+    return told
+
+
+def check_command(name: BackendName, job: InferJob, pixel: Pixel) -> str:
+    """What certifies its bfloat16 for the job."""
+    parts = [f"cmudrn parity-check --backend {name.value} --precision bf16 --loops {job.loops}"]
+    parts += [] if pixel is Pixel.UINT8 else [f"--pixel {pixel.value}"]
+    parts += [] if job.output is Output.FUSED else [f"--output {job.output.value}"]
+    parts += [] if job.weights == "default" else [f"--weights {shlex.quote(job.weights)}"]
+    parts += [] if job.backend.store is None else [f"--store {shlex.quote(str(job.backend.store))}"]
+    return " ".join(parts)
+
+
+def bf16_is_certified(name: BackendName, job: InferJob, pixel: Pixel) -> bool:
+    """Whether `cmudrn parity-check` has passed a library's bfloat16 for this job on this processor.
+
+    name: OPENVINO or NATIVE. Of graphs it checks the usual layout: another one rounds otherwise.
+    """
+    store, of_openvino = EngineStore.default(job.backend.store), name is BackendName.OPENVINO
+    if not store.folder.is_dir():
+        return False
+    if of_openvino and (job.layout not in (None, FOR_ONNX_RUNTIME) or not find_spec("openvino")):
         return False
     from cmudrn.deploy.parity.candidates import library_subject
 
@@ -50,15 +100,17 @@ def bf16_is_certified(job: InferJob, pixel: Pixel) -> bool:
         loops=job.loops, height=1, width=1, precision=Precision.BF16, pixel=pixel, output=job.output
     )
     try:
-        subject = library_subject(BackendName.OPENVINO, spec, read_checkpoint(job.weights).sha256)
+        subject = library_subject(name, spec, read_checkpoint(job.weights).sha256)
         certificate = store.certificate(subject)
         if certificate is None or not certificate.passed:
             return False
+        if not of_openvino:
+            return True  # the subject's version is that of kernels that run here
         # Imported last: most stores hold no such certificate, and each start would wait for OpenVINO.
         from cmudrn.deploy.openvino import cpu_has_bf16
 
         return cpu_has_bf16()
-    except (EngineError, EnvironmentMissing):  # an OpenVINO that doesn't start: opening it will say so
+    except (EngineError, EnvironmentMissing):  # one that doesn't start: opening it will say so
         return False
 
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cmudrn.deploy.any_size import bf16_is_certified, open_backend
+from cmudrn.deploy.any_size import open_backend, precision_of
 from cmudrn.deploy.backend import Backend
-from cmudrn.deploy.choice import Choice, best_engine, build_command, choose
-from cmudrn.deploy.job import CPU, DEFAULT_TILE_PX, BackendName, InferJob
+from cmudrn.deploy.choice import Choice, best_engine, build_command, choose, choose_any_size
+from cmudrn.deploy.job import CPU, BackendName, InferJob, usual_tile_px
 from cmudrn.deploy.tiling import Restorer, TilePlan, plan_engine_tiles, plan_tiles
 from cmudrn.engines.manifest import Manifest
-from cmudrn.engines.spec import EngineSpec, Pixel, Precision
+from cmudrn.engines.spec import EngineSpec, Pixel
 from cmudrn.engines.store import EngineStore
 from cmudrn.errors import DeviceError, EngineError, EnvironmentMissing, ImageError
 from cmudrn.wording import listed
@@ -106,7 +106,7 @@ class Backends(AbstractContextManager["Backends"]):
         """
         pixel = Pixel.UINT8 if np.dtype(dtype) == np.uint8 else Pixel.FLOAT32
         if not self._engines and self.choice.backend is not BackendName.TENSORRT:
-            return Pick(pixel, None)
+            return self._for_any_size(pixel)
         engine = best_engine(
             tuple(self._engines.values()),
             pixel,
@@ -121,8 +121,18 @@ class Backends(AbstractContextManager["Backends"]):
             raise ImageError(why, fix=f"{build_command(self._job)} --pixel {pixel.value}, or --backend onnx")
         if self._engines and pixel not in self._noted:
             self._noted.add(pixel)
-            self._on_note(f"{why}: {self.choice.otherwise.label} takes such")
-        return Pick(pixel, None)
+            self._on_note(f"{why}: left to {self.choice.otherwise.label}")
+        return self._for_any_size(pixel)
+
+    def _for_any_size(self, pixel: Pixel) -> Pick:
+        """Raises ImageError where it may not compute such pixels in the precision told."""
+        pick = Pick(pixel, None)
+        try:
+            if self._job.precision is not None and pick not in self._open:
+                precision_of(self.choice.otherwise or self.choice.backend, self._job, pixel)
+        except EngineError as exc:
+            raise ImageError(exc.what, fix=exc.fix) from exc
+        return pick
 
     def restorer(self, pick: Pick) -> Restorer | None:
         """Opened; None for an engine that can't be opened where others may take its images: pick again.
@@ -194,26 +204,27 @@ class Backends(AbstractContextManager["Backends"]):
         return Restorer(backend, plan, spec.batch)
 
     def _of_any_size(self, pixel: Pixel, taken: ExitStack) -> Restorer:
-        job, tile_px = self._job, self._job.tile_px or DEFAULT_TILE_PX
-        batch = job.batch or 1
-        spec = EngineSpec(
-            loops=job.loops,
-            height=tile_px,
-            width=tile_px,
-            batch=batch,
-            precision=Precision.FP32,
-            pixel=pixel,
-            output=job.output,
-        )
-        name = self.choice.otherwise or self.choice.backend
-        if name is BackendName.OPENVINO and bf16_is_certified(job, pixel):
-            spec = replace(spec, precision=Precision.BF16)
-        try:
+
+        def opened(name: BackendName, job: InferJob) -> Restorer:
+            tile_px, batch = job.tile_px or usual_tile_px(name), job.batch or 1
+            spec = EngineSpec(
+                loops=job.loops,
+                height=tile_px,
+                width=tile_px,
+                batch=batch,
+                precision=precision_of(name, job, pixel),
+                pixel=pixel,
+                output=job.output,
+            )
             backend = taken.enter_context(open_backend(name, job, spec))
+            return Restorer(backend, partial(plan_tiles, tile_px=tile_px, overlap_px=job.overlap), batch)
+
+        job = self._job
+        try:
+            return opened(self.choice.otherwise or self.choice.backend, job)
         except EnvironmentMissing as exc:
             if job.backend.name is not BackendName.AUTO or not job.backend.devices:
                 raise
             self._on_note(f"{exc.what}: on the CPU instead")
             on_cpu = replace(job, backend=replace(job.backend, devices=(CPU,)))
-            backend = taken.enter_context(open_backend(name, on_cpu, spec))
-        return Restorer(backend, partial(plan_tiles, tile_px=tile_px, overlap_px=job.overlap), batch)
+            return opened(choose_any_size(on_cpu), on_cpu)

@@ -7,18 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cmudrn.checkpoint import read_checkpoint
-from cmudrn.deploy.any_size import bf16_is_certified
+from cmudrn.deploy.any_size import bf16_is_certified, precision_of
 from cmudrn.deploy.job import BackendName, InferJob
+from cmudrn.deploy.machine import library_version
+from cmudrn.deploy.native.library import chosen_isa, is_built
 from cmudrn.deploy.tiling import plan_engine_tiles
 from cmudrn.engines.flavors import PORTABLE, Flavor, installed_flavors, open_library
 from cmudrn.engines.gpu import Gpu, local_gpus
+from cmudrn.engines.layout import FOR_ONNX_RUNTIME
 from cmudrn.engines.manifest import Manifest, certified_on
 from cmudrn.engines.spec import Pixel, Precision
 from cmudrn.engines.store import EngineStore
 from cmudrn.errors import CmudrnError, EngineError, EnvironmentMissing, UsageError
 from cmudrn.wording import counted, listed
 
-__all__ = ["Choice", "best_engine", "choose", "is_target_of", "runs_on"]
+__all__ = ["Choice", "best_engine", "choose", "choose_any_size", "is_target_of", "runs_on"]
 
 SHOWN = 3  # engines of a list in one line
 PRECISIONS = (Precision.FP16, Precision.BF16, Precision.FP32)  # of engines that fit alike, the fastest first
@@ -42,7 +45,8 @@ def choose(job: InferJob) -> Choice:
     """The backend that the job asks for, or with AUTO the best one here.
 
     Raises EngineError and EnvironmentMissing where engines are asked for and none can be used, with the
-    nearest reason; with AUTO that reason stands in the choice of another. An engine that AUTO is to take by
+    nearest reason; with AUTO that reason stands in the choice of another. Raises what `precision_of` raises
+    where nothing computes in the precision told. An engine that AUTO is to take by
     name is refused without a certificate, and noted where it doesn't fit.
     """
     wanted = job.backend.name
@@ -52,10 +56,10 @@ def choose(job: InferJob) -> Choice:
     if wanted is BackendName.TENSORRT:
         return Choice(backend=wanted, why="as told", engines=usable_engines(job))
     if wanted is not BackendName.AUTO:
+        precision_of(wanted, job, Pixel.UINT8)  # refuses what it can't, before an image is read
         return Choice(backend=wanted, why="as told")
-    of_any_size = BackendName.OPENVINO if openvino_is_faster(job) else BackendName.ONNX
     if job.backend.on_cpu:
-        return Choice(backend=of_any_size, why="told to stay on the CPU")
+        return Choice(backend=choose_any_size(job), why="told to stay on the CPU")
     try:
         engines = usable_engines(job)
     except UsageError:
@@ -63,18 +67,57 @@ def choose(job: InferJob) -> Choice:
     except CmudrnError as exc:
         if job.backend.engine is not None:
             raise
-        return Choice(backend=of_any_size, why=exc.what)
+        return Choice(backend=choose_any_size(job), why=exc.what)
     why = "certified" if not job.backend.allow_unverified else "certified or not, as told"
-    return Choice(backend=BackendName.TENSORRT, why=why, engines=engines, otherwise=of_any_size)
+    try:
+        otherwise = choose_any_size(job)
+    except CmudrnError:  # nothing but engines computes in what is told
+        otherwise = None
+    return Choice(backend=BackendName.TENSORRT, why=why, engines=engines, otherwise=otherwise)
 
 
-def openvino_is_faster(job: InferJob) -> bool:
-    """With bfloat16, certified; in float32 ONNX Runtime is (docs/measurements.md, "CPU backends").
+def choose_any_size(job: InferJob) -> BackendName:
+    """The fastest beside the engines (docs/measurements.md, "CPU backends").
 
-    Not with a GPU named: ONNX Runtime's providers may have it.
+    A GPU that is named is left to ONNX Runtime, whose providers may have it; so is one that isn't named,
+    where a build of ONNX Runtime for GPUs is installed. On the CPU our own kernels are first, where the
+    package has them, then OpenVINO with certified bfloat16.
+    Raises UsageError for a CMUDRN_ISA that can't be taken, and what `precision_of` raises.
     """
     on_cpu = job.backend.on_cpu or not job.backend.devices
-    return on_cpu and bf16_is_certified(job, Pixel.UINT8)
+    if job.precision is Precision.BF16:
+        names = (BackendName.NATIVE, BackendName.OPENVINO) if on_cpu else (BackendName.ONNX,)
+        return first_that_can(names, job)
+    if on_cpu and (job.backend.on_cpu or not onnxruntime_is_for_gpus()) and native_is_here(job):
+        return BackendName.NATIVE
+    if on_cpu and job.precision is None and bf16_is_certified(BackendName.OPENVINO, job, Pixel.UINT8):
+        return BackendName.OPENVINO
+    return BackendName.ONNX
+
+
+def first_that_can(names: Sequence[BackendName], job: InferJob) -> BackendName:
+    """Of these the first that computes in what is told; the first one's error where none does."""
+    refusals = []
+    for name in names:
+        try:
+            precision_of(name, job, Pixel.UINT8)
+        except CmudrnError as exc:
+            refusals.append(exc)
+        else:
+            return name
+    raise refusals[0]
+
+
+def native_is_here(job: InferJob) -> bool:
+    """Whether our kernels are; a layout asks for a graph. Raises UsageError for a wrong CMUDRN_ISA."""
+    if job.layout not in (None, FOR_ONNX_RUNTIME):
+        return False
+    return is_built() and bool(chosen_isa(Precision.FP32))
+
+
+def onnxruntime_is_for_gpus() -> bool:
+    """By the package's name: importing it to see its providers takes as long as a photograph."""
+    return any(library_version(f"onnxruntime-{kind}") for kind in ("gpu", "directml"))
 
 
 def refusal_of_the_named(job: InferJob) -> str:
@@ -158,6 +201,9 @@ def usable_engines(job: InferJob) -> tuple[Manifest, ...]:
         demand(
             lambda one: one.spec.batch <= most, f"of batch {most} or less", "give a larger --batch, or none"
         )
+    if job.precision is not None:
+        precision = job.precision
+        demand(lambda one: one.spec.precision is precision, f"of {precision.value}", build)
     versions = library_versions()
     demand(
         lambda one: versions.get(one.flavor) == one.version,
@@ -218,6 +264,8 @@ def build_command(job: InferJob) -> str:
     parts = [f"cmudrn build-engine --loops {job.loops} --size {job.tile_px or 500}"]
     if job.output.value != "fused":
         parts.append(f"--output {job.output.value}")
+    if job.precision is not None:
+        parts.append(f"--precision {job.precision.value}")
     if job.weights != "default":
         parts.append(f"--weights {shlex.quote(job.weights)}")
     if job.backend.store is not None:

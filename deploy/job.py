@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from cmudrn.engines.layout import Layout
-from cmudrn.engines.spec import Output
+from cmudrn.engines.spec import Output, Precision
 from cmudrn.errors import UsageError
 from cmudrn.formats import ImageFormat
 from cmudrn.images import DEFAULT_MAX_PIXELS
@@ -18,7 +18,10 @@ __all__ = ["DEFAULT_OVERLAP_PX", "DEFAULT_TILE_PX", "BackendName", "BackendOptio
 # By loops: the smallest with PSNR >= 60 dB against the whole image, for the default weights
 # (benchmarks/overlap.py), and never less than at fewer loops.
 DEFAULT_OVERLAP_PX: Mapping[int, int] = {1: 6, 2: 13, 3: 17, 4: 26, 5: 30, 6: 34, 7: 39}
-DEFAULT_TILE_PX = 768  # of backends that take any size
+DEFAULT_TILE_PX = 768  # of backends that take any size, but for our own kernels
+# These hold 65 to 72 bytes for each pixel of a tile, 300 MB here; ONNX Runtime takes more for 768 pixels a side.
+# What tiles share is computed twice: at T = 3 and 12 megapixels 9% of all in tiles of 768, here 2%.
+NATIVE_TILE_PX = 2048
 CPU = "cpu"
 MOST_STREAMS = 16
 MOST_AT_ONCE = 1024  # tiles or threads: more are a slip of the hand, and end in the middle of a library
@@ -45,8 +48,9 @@ class Existing(str, Enum):
 class BackendName(str, Enum):
     """Whose code restores."""
 
-    AUTO = "auto"  # certified engines where they fit, else OpenVINO in certified bfloat16, else ONNX Runtime
+    AUTO = "auto"  # certified engines where they fit, else our kernels on a CPU, else what `choice` finds
     TENSORRT = "tensorrt"  # engines of the store, of TensorRT and TensorRT-RTX
+    NATIVE = "native"  # our own kernels for CPUs, where the package was built with them
     ONNX = "onnx"
     OPENVINO = "openvino"
     TORCH = "torch"  # the reference
@@ -54,8 +58,22 @@ class BackendName(str, Enum):
     @property
     def label(self) -> str:
         """For people."""
-        labels = {"tensorrt": "TensorRT", "onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
-        return labels.get(self.value, self.value)
+        labels = {
+            BackendName.TENSORRT: "TensorRT",
+            BackendName.NATIVE: "own kernels",
+            BackendName.ONNX: "ONNX Runtime",
+            BackendName.OPENVINO: "OpenVINO",
+            BackendName.TORCH: "PyTorch",
+        }
+        return labels.get(self, self.value)
+
+
+def usual_tile_px(backend: BackendName) -> int:
+    """Side of the tiles, at most, of one that takes any size."""
+    return NATIVE_TILE_PX if backend is BackendName.NATIVE else DEFAULT_TILE_PX
+
+
+ON_CPU_ALONE = (BackendName.NATIVE, BackendName.OPENVINO)  # as they are run here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +85,7 @@ class BackendOptions:
     streams: int = 2  # batches on their way at once on each GPU
     cuda_graphs: bool = True  # replayed, where cuda-bindings is installed
     threads: int | None = None  # on the CPU; None: one for each core
-    allow_unverified: bool = False  # engines without a certificate, or with one that they failed
+    allow_unverified: bool = False  # engines and bfloat16 without a certificate, or with one that they failed
     store: Path | None = None  # of engines; None: the usual one
     engine: str | None = None  # the key of the only one to take; with AUTO, others where it doesn't fit
 
@@ -78,8 +96,9 @@ class BackendOptions:
             raise UsageError("--device cpu: engines run on a GPU", fix="give a GPU, or another --backend")
         if self.on_cpu and len(self.devices) > 1:
             raise UsageError("--device cpu, and another besides", fix="give the one or the other")
-        if self.devices and self.name is BackendName.OPENVINO and not self.on_cpu:
-            raise UsageError(f"--device {self.devices[0]}: OpenVINO runs on the CPU here", fix="--device cpu")
+        if self.devices and self.name in ON_CPU_ALONE and not self.on_cpu:
+            what = f"--device {self.devices[0]} with --backend {self.name.value}: it runs on the CPU"
+            raise UsageError(what, fix="--device cpu, or leave it away")
         if len(set(self.devices)) < len(self.devices):
             raise UsageError(f"--device {' --device '.join(self.devices)}", fix="give each device once")
 
@@ -97,6 +116,7 @@ class InferJob:
     out: Path | None = None  # None: beside each source, with "-restored" in the name
     loops: int = 3  # T: inter = intra = T, 1 to 7
     output: Output = Output.FUSED
+    precision: Precision | None = None  # FP32 or BF16, of whatever restores; None: what is usual for it
     tile_px: int | None = None  # side of a tile, overlap included, at most; None: an engine's, or the usual
     overlap_px: int | None = None  # None: the smallest with PSNR >= 60 dB against the whole image
     batch: int | None = None  # tiles at once, at most; None: an engine's, or one
@@ -112,6 +132,11 @@ class InferJob:
             raise UsageError("no source", fix="name an image or a folder")
         if self.loops not in DEFAULT_OVERLAP_PX:
             raise UsageError(f"--loops {self.loops}", fix="give 1 to 7; 3 is the default")
+        if self.precision is Precision.FP16:
+            raise UsageError(
+                f"--precision {self.precision.value}: engines alone have it, and are chosen by themselves",
+                fix="leave it away, or give fp32 or bf16",
+            )
         if self.format and not self.format.writable:
             raise UsageError(
                 f"--format {self.format.value}: no encoder for it here", fix="give png, jpeg or tiff"

@@ -246,6 +246,25 @@ def _openvino() -> Facts:
     return {"version": openvino.__version__, "devices": list(core.available_devices), "bf16": "BF16" in able}
 
 
+def _native() -> Facts:
+    """Whether our own kernels are there, and restore an image."""
+    import numpy as np
+
+    from cmudrn.checkpoint import read_checkpoint
+    from cmudrn.deploy.native import NativeBackend
+    from cmudrn.deploy.native.library import HALF, has_isa, library_path, usable_isas
+    from cmudrn.engines.spec import EngineSpec, Precision
+
+    if not library_path().is_file():
+        return {"absent": str(library_path())}
+    spec = EngineSpec(loops=1, height=24, width=24, precision=Precision.FP32)
+    with NativeBackend(read_checkpoint("default"), spec, threads=1) as backend:
+        [restored] = backend.stream([np.zeros((1, 24, 24, 3), np.uint8)])
+        if restored.shape != (1, 24, 24, 3):
+            raise ValueError(f"a restored image is {restored.shape}")
+        return {"takes": backend.isa, "isas": list(usable_isas()), "bf16": has_isa(HALF)}
+
+
 def _torch() -> Facts:
     """Whether it computes on the first GPU, too: a build without kernels for it starts all the same."""
     import torch
@@ -276,6 +295,7 @@ PROBES: Mapping[str, Callable[[], Facts]] = {
     "cuda-bindings": _cuda_bindings,
     "tensorrt": lambda: _tensorrt("tensorrt"),
     "rtx": lambda: _tensorrt("rtx"),
+    "native": _native,
     "openvino": _openvino,
     "onnx": _onnx,
 }

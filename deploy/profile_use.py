@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.machine import describe_machine
+from cmudrn.deploy.native.library import is_built
 from cmudrn.deploy.profile import Profile, Way
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME
 
@@ -62,7 +63,9 @@ def differences(profile: Profile, weights: str) -> Iterator[str]:
 
 def with_what_is_installed(way: Way, weights: str) -> tuple[Way, list[str]]:
     """The way, or what is next to it where the backend, or what makes its graph, isn't here any more."""
-    if way.backend in (BackendName.OPENVINO, BackendName.TORCH) and not find_spec(way.backend.value):
+    packaged = way.backend in (BackendName.OPENVINO, BackendName.TORCH)
+    absent = packaged and not find_spec(way.backend.value)
+    if absent or (way.backend is BackendName.NATIVE and not is_built()):
         note = f"the profile's {way.backend.value} is not installed: choosing as without it"
         return replace(way, backend=BackendName.AUTO, layout=None), [note]
     of_ones_own = way.layout not in (None, FOR_ONNX_RUNTIME)

@@ -161,7 +161,7 @@ def shown_db(psnr_db: float) -> str:
 class Subject:
     """What a certificate is about where there is no engine: a library that runs the network at any size."""
 
-    backend: str  # onnx, torch or openvino
+    backend: str  # native, onnx, torch or openvino
     version: str  # of the library, in full
     precision: Precision
     loops: int

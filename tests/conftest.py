@@ -22,6 +22,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def without_native(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package had been built without kernels of its own."""
+    monkeypatch.setenv("CMUDRN_NATIVE_LIBRARY", str(tmp_path / "none.so"))
+
+
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
     """A CUDA driver in host memory; skips, with the reason, where it cannot be built."""

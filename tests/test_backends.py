@@ -17,6 +17,8 @@ from random_weights import random_checkpoint
 from test_graph import by_pytorch, random_image, unit
 
 from cmudrn.deploy.backend import Backend, PixelBatch
+from cmudrn.deploy.native import NativeBackend
+from cmudrn.deploy.native.library import is_built, usable_isas
 from cmudrn.deploy.onnxruntime import OnnxBackend
 from cmudrn.deploy.openvino import OpenVinoBackend
 from cmudrn.deploy.torch import TorchBackend
@@ -26,7 +28,7 @@ from cmudrn.errors import ImageError
 
 CHECKPOINT = random_checkpoint({"stem": 0.9, "body": 0.8})
 SPEC = EngineSpec(loops=1, height=32, width=32, precision=Precision.FP32)
-NAMES = ("onnx", "openvino", "torch")
+NAMES = ("native", "onnx", "openvino", "torch")
 OUTPUT_NAMES = {
     Output.FUSED: "restored",
     Output.RAIN: "rain",
@@ -38,6 +40,10 @@ SHAPES = ((1, 8, 9), (3, 8, 9), (1, 30, 4), (2, 1, 1), (1, 8, 9))
 def made(name: str, spec: EngineSpec = SPEC, *, threads: int | None = None) -> Backend:
     if name == "torch":
         return TorchBackend(CHECKPOINT, spec, threads=threads)
+    if name == "native":
+        if not is_built():
+            pytest.skip("the package has no kernels of its own here: make native")
+        return NativeBackend(CHECKPOINT, spec, threads=threads)
     graph = dynamic_graph(CHECKPOINT, loops=spec.loops, pixel=spec.pixel)
     if name == "onnx":
         return OnnxBackend(graph, spec, threads=threads, device="cpu")
@@ -218,34 +224,44 @@ def test_out_of_memory_is_an_image_error_and_the_next_image_is_restored(name: st
 RESTORE = """
 import sys
 import numpy as np
+from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.graphs import shipped_graph
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 
 spec = EngineSpec(loops=1, height=8, width=8, precision=Precision.FP32)
+given = shipped_graph(1, Pixel.UINT8)
 if sys.argv[1] == "onnx":
     from cmudrn.deploy.onnxruntime import OnnxBackend as Chosen
-else:
+elif sys.argv[1] == "openvino":
     from cmudrn.deploy.openvino import OpenVinoBackend as Chosen
-with Chosen(shipped_graph(1, Pixel.UINT8), spec) as backend:
+else:
+    from cmudrn.deploy.native import NativeBackend as Chosen
+    given = read_checkpoint("default")
+with Chosen(given, spec) as backend:
     [restored] = backend.stream([np.zeros((1, 8, 8, 3), np.uint8)])
 print(*sys.modules)
 """
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("name", "library"), [("native", None), ("onnx", "onnxruntime"), ("openvino", "openvino")]
+)
 def test_restoring_loads_no_other_library_and_leaves_nothing_in_the_home_folder(
-    name: str, tmp_path: Path
+    name: str, library: str | None, tmp_path: Path
 ) -> None:
     """Both libraries would keep an identifier there, and report to Microsoft and to Google Analytics."""
     made(name)  # skips
     loaded = set(printed_by(RESTORE, name, HOME=str(tmp_path)).split())
     libraries = {"torch", "onnx", "onnxruntime", "openvino", "openvino_telemetry", "openvino.tools.ovc"}
-    assert loaded & libraries == {"onnxruntime" if name == "onnx" else "openvino"}
+    assert loaded & libraries == ({library} if library else set())
     assert not list(tmp_path.iterdir())
 
 
 def test_the_label_names_the_library_its_version_and_the_device(backend: Backend) -> None:
     library, version, on, where = backend.label.rsplit(maxsplit=3)
+    assert (on, where) == ("on", "CPU")
+    if isinstance(backend, NativeBackend):  # of this very package: what differs is the instruction set
+        assert (library, version) == ("own kernels", f"({usable_isas()[0]})")
+        return
     assert library in ("ONNX Runtime", "OpenVINO", "PyTorch")
     assert version[0].isdecimal()
-    assert (on, where) == ("on", "CPU")

@@ -14,8 +14,11 @@ from random_weights import random_checkpoint
 from test_manifest import manifest_of
 
 from cmudrn.checkpoint import read_checkpoint, save_checkpoint
+from cmudrn.deploy.any_size import precision_of
+from cmudrn.deploy.backends import Backends
 from cmudrn.deploy.choice import best_engine, choose, runs_on
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+from cmudrn.deploy.native.library import is_built
 from cmudrn.deploy.parity.candidates import library_subject
 from cmudrn.deploy.tiling import plan_engine_tiles
 from cmudrn.engines.certificate import ParityCertificate
@@ -24,9 +27,12 @@ from cmudrn.engines.gpu import Gpu
 from cmudrn.engines.manifest import Manifest
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
 from cmudrn.engines.store import EngineStore
-from cmudrn.errors import CmudrnError, EngineError, EnvironmentMissing
+from cmudrn.errors import CmudrnError, EngineError, EnvironmentMissing, UsageError
 
 OVERLAP_PX = 6
+NATIVE_HERE = pytest.mark.skipif(
+    not is_built(), reason="the package has no kernels of its own here: make native"
+)
 PLAN = b"plan" * 50
 
 
@@ -185,25 +191,128 @@ def test_auto_says_why_no_engine_is_taken(store: EngineStore) -> None:
     store.put(PLAN, shipped(parity=FAILED))
     choice = choose(job(store, BackendName.AUTO))
     assert "no CUDA here" in choice.why
-    assert choice.backend is BackendName.ONNX
+    assert choice.backend is (BackendName.NATIVE if is_built() else BackendName.ONNX)
     assert not choice.engines
 
 
+@pytest.mark.usefixtures("without_native")
+def test_without_kernels_of_our_own_auto_takes_onnx_runtime(store: EngineStore) -> None:
+    choice = choose(job(store, BackendName.AUTO))
+    assert choice.backend is BackendName.ONNX
+    assert "no engine for T = 1" in choice.why
+
+
+def certify_bf16(
+    store: EngineStore,
+    name: BackendName,
+    certificate: ParityCertificate | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a processor that has it, for the default weights; None: with a store that has no certificate."""
+    if name is BackendName.OPENVINO:
+        if find_spec("openvino") is None:
+            pytest.skip("OpenVINO is not installed: pip install 'cmudrn[openvino]'")
+        monkeypatch.setattr("cmudrn.deploy.openvino.cpu_has_bf16", lambda: True)
+    else:
+        monkeypatch.setattr("cmudrn.deploy.native.library.has_isa", lambda isa: True)
+    store.folder.mkdir(exist_ok=True)
+    if certificate:
+        spec = EngineSpec(loops=1, height=1, width=1, precision=Precision.BF16)
+        subject = library_subject(name, spec, read_checkpoint("default").sha256)
+        store.keep_certificate(subject, certificate)
+
+
+@pytest.mark.usefixtures("without_native")
 @pytest.mark.parametrize(("certificate", "backend"), [(PASSED, "openvino"), (FAILED, "onnx"), (None, "onnx")])
 def test_auto_takes_openvino_only_with_certified_bfloat16(
     store: EngineStore, monkeypatch: pytest.MonkeyPatch, certificate: ParityCertificate | None, backend: str
 ) -> None:
-    if find_spec("openvino") is None:
-        pytest.skip("OpenVINO is not installed: pip install 'cmudrn[openvino]'")
-    monkeypatch.setattr("cmudrn.deploy.openvino.cpu_has_bf16", lambda: True)
-    spec = EngineSpec(loops=1, height=1, width=1, precision=Precision.BF16)
-    subject = library_subject(BackendName.OPENVINO, spec, read_checkpoint("default").sha256)
-    store.folder.mkdir()
-    if certificate:
-        store.keep_certificate(subject, certificate)
+    certify_bf16(store, BackendName.OPENVINO, certificate, monkeypatch)
     assert choose(job(store, BackendName.AUTO, devices=("cpu",))).backend.value == backend
     with_a_gpu_named = choose(job(store, BackendName.AUTO, devices=("0",)))
     assert with_a_gpu_named.backend is BackendName.ONNX
+
+
+@NATIVE_HERE
+def test_on_the_cpu_our_kernels_go_before_openvino_and_a_gpu_that_is_named_to_onnx_runtime(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certify_bf16(store, BackendName.OPENVINO, PASSED, monkeypatch)
+    assert choose(job(store, BackendName.AUTO)).backend is BackendName.NATIVE
+    assert choose(job(store, BackendName.AUTO, devices=("cpu",))).backend is BackendName.NATIVE
+    assert choose(job(store, BackendName.AUTO, devices=("0",))).backend is BackendName.ONNX
+
+
+@NATIVE_HERE
+def test_where_onnx_runtime_is_built_for_gpus_it_goes_first_unless_the_cpu_is_told(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"onnxruntime-gpu": "1.32.0"}
+    monkeypatch.setattr("cmudrn.deploy.choice.library_version", installed.get)
+    assert choose(job(store, BackendName.AUTO)).backend is BackendName.ONNX
+    assert choose(job(store, BackendName.AUTO, devices=("cpu",))).backend is BackendName.NATIVE
+
+
+@NATIVE_HERE
+def test_an_instruction_set_that_is_not_here_is_refused_whoever_chooses(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMUDRN_ISA", "z80")
+    for name in (BackendName.AUTO, BackendName.NATIVE):
+        with pytest.raises(UsageError, match="CMUDRN_ISA=z80"), Backends(job(store, name)):
+            pass
+
+
+@NATIVE_HERE
+@pytest.mark.parametrize("name", [BackendName.AUTO, BackendName.NATIVE])
+def test_our_bfloat16_is_taken_only_if_told_and_certified_or_told_to_go_without(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch, name: BackendName
+) -> None:
+    told = {"precision": Precision.BF16, "devices": ("cpu",)}
+    for certificate in (None, FAILED):
+        certify_bf16(store, BackendName.NATIVE, certificate, monkeypatch)
+        with pytest.raises(EngineError, match="own kernels in bf16: no parity certificate") as refused:
+            choose(job(store, name, **told))
+        assert refused.value.fix == (
+            "cmudrn parity-check --backend native --precision bf16 --loops 1 "
+            f"--store {store.folder}, or --allow-unverified"
+        )
+        assert choose(job(store, name, allow_unverified=True, **told)).backend is BackendName.NATIVE
+    certify_bf16(store, BackendName.NATIVE, PASSED, monkeypatch)
+    assert choose(job(store, name, **told)).backend is BackendName.NATIVE
+    told_nothing = job(store, name, devices=("cpu",))
+    assert precision_of(BackendName.NATIVE, told_nothing, Pixel.UINT8) is Precision.FP32
+
+
+def test_bfloat16_goes_to_openvino_where_our_kernels_have_none(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certify_bf16(store, BackendName.OPENVINO, PASSED, monkeypatch)
+    monkeypatch.setattr("cmudrn.deploy.native.library.has_isa", lambda isa: False)
+    told = job(store, BackendName.AUTO, devices=("cpu",), precision=Precision.BF16)
+    assert choose(told).backend is BackendName.OPENVINO
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "said"),
+    [
+        (BackendName.ONNX, {}, "ONNX Runtime computes in fp32"),
+        (BackendName.TORCH, {}, "PyTorch computes in fp32"),
+        (BackendName.AUTO, {"devices": ("0",)}, "ONNX Runtime computes in fp32"),  # to which a GPU is left
+    ],
+)
+def test_a_precision_that_a_backend_does_not_have_is_refused(
+    store: EngineStore, name: BackendName, told: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=f"--precision bf16: {said}"):
+        choose(job(store, name, precision=Precision.BF16, **told))
+
+
+def test_an_engine_of_another_precision_than_told_is_none(store: EngineStore) -> None:
+    store.put(PLAN, shipped())
+    error = refusal(store, precision=Precision.BF16)
+    assert "no engine of bf16" in error.what
+    assert "--precision bf16" in error.fix
 
 
 def test_told_to_stay_on_the_cpu_it_does_not_look_for_engines(store: EngineStore) -> None:
@@ -211,7 +320,9 @@ def test_told_to_stay_on_the_cpu_it_does_not_look_for_engines(store: EngineStore
     assert choice.why == "told to stay on the CPU"
 
 
-@pytest.mark.parametrize("name", [BackendName.ONNX, BackendName.OPENVINO, BackendName.TORCH])
+@pytest.mark.parametrize(
+    "name", [BackendName.NATIVE, BackendName.ONNX, BackendName.OPENVINO, BackendName.TORCH]
+)
 def test_what_is_asked_for_is_taken(store: EngineStore, name: BackendName) -> None:
     choice = choose(job(store, name))
     assert (choice.backend, choice.why) == (name, "as told")

@@ -26,6 +26,7 @@ from cmudrn.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from cmudrn.cli.app import main
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.machine import library_version
+from cmudrn.deploy.native.library import is_built, usable_isas
 from cmudrn.deploy.parity.candidates import (
     EngineCandidate,
     LibraryCandidate,
@@ -35,7 +36,7 @@ from cmudrn.deploy.parity.candidates import (
 )
 from cmudrn.deploy.parity.images import shipped_images
 from cmudrn.deploy.parity.measure import ParityJob
-from cmudrn.engines.certificate import ParityLimits
+from cmudrn.engines.certificate import ParityCertificate, ParityLimits
 from cmudrn.engines.flavors import Flavor
 from cmudrn.engines.graph import typed_graph
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
@@ -350,6 +351,25 @@ def test_a_backend_that_is_not_installed_is_exit_code_2_and_the_others_are_check
     told = capsys.readouterr()
     assert "skipped: openvino-fp32-t1-uint8: --backend openvino: openvino is not installed" in told.err
     assert cells(told.out, "onnx-fp32-t1-uint8")[-1] == "passed"
+
+
+def test_our_kernels_are_certified_for_exactly_this_build_and_instruction_set(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not is_built():
+        pytest.skip("the package has no kernels of its own here: make native")
+
+    def found() -> ParityCertificate | None:
+        return house.store.certificate(library_subject(BackendName.NATIVE, SPEC, house.checkpoint.sha256))
+
+    assert main(house.arguments("--backend", "native", "--size", "24x32", "--loops", "1")) == 0
+    assert cells(capsys.readouterr().out, "native-fp32-t1-uint8")[-1] == "passed"
+    certificate = found()
+    assert certificate
+    assert certificate.difference <= 1
+    assert certificate.measured_on == f"own kernels ({usable_isas()[0]}) on CPU"
+    monkeypatch.setenv("CMUDRN_ISA", "direct")
+    assert found() is None
 
 
 def test_openvino_is_certified_for_each_precision_that_the_processor_has(

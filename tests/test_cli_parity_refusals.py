@@ -139,6 +139,7 @@ def test_a_file_that_does_not_decode_is_an_error_before_the_first_engine(
         ("onnx", "0000:65:00.0", "--device 0000:65:00.0 with --backend onnx"),
         ("torch", "0000:65:00.0", "--device 0000:65:00.0 with --backend torch"),
         ("onnx,openvino", "0", "--device 0 with --backend openvino"),
+        ("native", "0", "--device 0 with --backend native"),
     ],
 )
 def test_a_device_that_a_library_does_not_take_is_refused_before_anything_is_measured(

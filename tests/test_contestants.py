@@ -31,6 +31,7 @@ from cmudrn.deploy.benchmark.contestants import (
 from cmudrn.deploy.benchmark.grid import BenchmarkPlan, run_benchmark, terms_of
 from cmudrn.deploy.benchmark.table import Table
 from cmudrn.deploy.benchmark.timing import Effort
+from cmudrn.deploy.native.library import is_built
 from cmudrn.engines.flavors import Flavor, Library
 from cmudrn.engines.graph import typed_graph
 from cmudrn.engines.layout import Layout
@@ -56,6 +57,8 @@ CPU = Conditions(device="cpu")
         "torch",
         "torch-fp16",
         "compile-bf16-nhwc",
+        "native",
+        "native-bf16",
         "onnx",
         "onnx-gpu",
         "openvino-bf16",
@@ -137,20 +140,25 @@ def test_every_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(compiled)
 
 
-def test_a_backends_run_restores_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["native", "onnx"])
+def test_a_backends_run_restores_the_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmudrn.deploy.native import NativeBackend
     from cmudrn.deploy.onnxruntime import OnnxBackend
 
+    if name == "native" and not is_built():
+        pytest.skip("the package has no kernels of its own here: make native")
+    backend: Any = {"native": NativeBackend, "onnx": OnnxBackend}[name]
     streamed: list[NDArray[Any]] = []
-    whole = OnnxBackend.stream
+    whole = backend.stream
 
-    def watched(self: OnnxBackend, batches: Any) -> Any:
+    def watched(self: Any, batches: Any) -> Any:
         for restored in whole(self, batches):
             streamed.append(restored)
             yield restored
 
-    monkeypatch.setattr(OnnxBackend, "stream", watched)
+    monkeypatch.setattr(backend, "stream", watched)
     case = Case(1, 16, 12, 2)
-    with open_contestant(Contestant.parse("onnx"), case, CPU) as opened:
+    with open_contestant(Contestant.parse(name), case, CPU) as opened:
         assert opened.run() > 0
     model = load_model("default", loops=1)
     y = torch.from_numpy(random_pixels(case)).permute(0, 3, 1, 2).float() / 255

@@ -24,6 +24,7 @@ from cmudrn.deploy.doctor.checkup import judge
 from cmudrn.deploy.doctor.file_checks import check_cache, check_compiler
 from cmudrn.deploy.doctor.findings import Diagnosis, Finding, Scene, State
 from cmudrn.deploy.machine import Graphics, Machine
+from cmudrn.deploy.native.library import is_built
 from cmudrn.deploy.probe import MODULES, PROBES, Answer, ask
 from cmudrn.engines.flavors import Flavor
 from cmudrn.engines.spec import EngineSpec
@@ -46,6 +47,7 @@ WEIGHTS = "2" * 64
 # A machine with a GPU where all is well, as the parts would tell of it.
 HEALTHY: Mapping[str, Mapping[str, Any]] = {
     "torch": {"version": "2.13.0", "cuda": "13.0", "computes": True},
+    "native": {"takes": "avx2", "isas": ["avx2", "base", "direct"], "bf16": False},
     "onnxruntime": {
         "version": "1.32.0",
         "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
@@ -113,6 +115,7 @@ def test_this_installation_works_and_is_left_as_it_is(
         part for part, (state, _) in rows.items() if state == "ok"
     }
     assert {"driver", "GPU", "pycuda", "TensorRT", "TensorRT-RTX", "OpenVINO", "C compiler"} <= set(rows)
+    assert rows["own kernels"][0] == ("ok" if is_built() else "missing")
     assert rows["engines"][0] == "missing"
     assert said.endswith("`cmudrn infer` works here.\n")
     assert list(tmp_path.iterdir()) == []
@@ -288,6 +291,18 @@ def test_a_library_that_is_missing_is_no_error_unless_nothing_works_without(
             "CUDA does not start",
             "onnxruntime-gpu",
         ),
+        (
+            "own kernels",
+            {"native": Answer(failure="libcmudrn.so: not a library of ours")},
+            "not a library of ours",
+            "--no-binary cmudrn",
+        ),
+        (
+            "own kernels",
+            {"native": Answer(failure="CMUDRN_ISA=z80: not here")},
+            "z80",
+            "unset CMUDRN_ISA",
+        ),
         ("images", {"images": {**HEALTHY["images"], "writes": ["png", "tiff"]}}, "without jpeg", "pyvips"),
         (
             "graphs",
@@ -313,6 +328,22 @@ def test_what_is_mismatched_is_named_with_what_mends_it(
     assert (found.state, diagnosis.exit_code) == (State.MISMATCHED, 1)
     assert said in found.found
     assert mends in found.fix
+
+
+def test_a_package_without_kernels_of_its_own_works_and_says_how_it_gets_them(store: EngineStore) -> None:
+    diagnosis = judge(scene(store, {"native": {"absent": "libcmudrn.so"}}))
+    found = finding(diagnosis, "own kernels")
+    assert (found.state, diagnosis.exit_code) == (State.MISSING, 0)
+    assert "make native" in found.fix
+
+
+@pytest.mark.usefixtures("without_native")
+def test_kernels_that_were_not_built_are_missing_and_broken_ones_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "absent" in ask("native").facts
+    (tmp_path / "none.so").write_bytes(b"no library")
+    assert "not a library of ours" in ask("native").failure
 
 
 def test_a_machine_without_a_gpu_lacks_things_and_mismatches_nothing(store: EngineStore) -> None:

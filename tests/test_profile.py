@@ -89,7 +89,7 @@ def test_what_is_written_is_read_again(profile: Profile, tmp_path: Path) -> None
 ways = st.builds(
     Way,
     loops=st.integers(1, 7),
-    backend=st.sampled_from([BackendName.ONNX, BackendName.OPENVINO, BackendName.TORCH]),
+    backend=st.sampled_from([BackendName.NATIVE, BackendName.ONNX, BackendName.OPENVINO, BackendName.TORCH]),
     layout=st.none() | st.builds(Layout, branches=st.sampled_from(Branches), y_once=st.booleans()),
     batch=st.none() | st.integers(1, 1024),
     streams=st.integers(1, 16),
@@ -288,7 +288,7 @@ def test_an_engine_that_is_not_there_or_does_not_fit_gives_way_with_a_note(tmp_p
     store = EngineStore(tmp_path / "store")
     choice = choose(named(store, KEY))
     assert f"no engine named {KEY}" in choice.note
-    assert choice.backend in (BackendName.OPENVINO, BackendName.ONNX)
+    assert choice.backend in (BackendName.NATIVE, BackendName.OPENVINO, BackendName.ONNX)
     with pytest.raises(CmudrnError, match=f"no engine named {KEY}"):
         choose(named(store, KEY, BackendName.TENSORRT))
     manifest = shipped(parity=PASSED)
@@ -390,8 +390,9 @@ def test_a_certificate_for_bfloat16_is_about_the_usual_layout_alone(
     options = BackendOptions(name=BackendName.OPENVINO, store=store.folder)
     job = InferJob(sources=(Path("a.jpg"),), loops=2, backend=options)
     for layout, certified in ((None, True), (FOR_ONNX_RUNTIME, True), (ON_CPU.layout, False)):
-        assert bf16_is_certified(replace(job, layout=layout), Pixel.UINT8) is certified
-    assert not bf16_is_certified(job, Pixel.FLOAT32)
+        found = bf16_is_certified(BackendName.OPENVINO, replace(job, layout=layout), Pixel.UINT8)
+        assert found is certified
+    assert not bf16_is_certified(BackendName.OPENVINO, job, Pixel.FLOAT32)
 
 
 def shipped_bytes() -> bytes:

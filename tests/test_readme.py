@@ -28,6 +28,7 @@ DOCUMENTS = (
             "evaluation",
             "gpu",
             "measurements",
+            "native",
             "parity",
             "training",
             "tune",

@@ -279,6 +279,12 @@ def test_a_lone_frame_is_not_tried_in_batches_larger_than_its_tiles() -> None:
     ]
 
 
+def test_our_kernels_take_larger_tiles_and_no_graph() -> None:
+    ways = LibraryWays(BackendName.NATIVE, Setting(height=1080, width=1920), STREAM, Axes(batches=(1,)))
+    assert [one.way.tile_px for one in ways.every(3, ways.usual_layout)] == [None, 384]  # None covers it
+    assert (ways.usual_layout, ways.has_layouts) == (None, False)
+
+
 def test_more_than_memory_may_hold_is_not_tried() -> None:
     assert (1, 3840) not in tried(2160, 3840)  # 8 million pixels at once
     assert (1, 3840) in tried(2160, 3840, tiles=(3840,))  # unless asked for

@@ -25,8 +25,8 @@ Names = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME,...",
-        help="torch, compile, onnx, onnx-gpu, openvino, tensorrt, tensorrt-stream; with -fp16 or -bf16, and "
-        "-nhwc for PyTorch's channels last. Default: what is usual here.",
+        help="torch, compile, native, onnx, onnx-gpu, openvino, tensorrt, tensorrt-stream; with -fp16 or "
+        "-bf16, and -nhwc for PyTorch's channels last. Default: what is usual here.",
         show_default=False,
     ),
 ]

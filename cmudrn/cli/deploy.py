@@ -55,11 +55,21 @@ OutputChoice = Annotated[
         "--output", metavar="fused|rain|snow", help="Which image: both networks' fused, or one's alone."
     ),
 ]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|bf16",
+        help="Compute in this one alone; bf16 where `cmudrn parity-check` has passed it. Default: the usual.",
+        show_default=False,
+    ),
+]
 Tile = Annotated[
     int | None,
     typer.Option(
         metavar="PIXELS",
-        help="Side of the tiles that larger images are cut into, at most. Default: 768, or an engine's own.",
+        help="Side of the tiles that larger images are cut into, at most. Default: 768, for native 2048, or "
+        "an engine's own.",
         show_default=False,
     ),
 ]
@@ -131,6 +141,7 @@ def infer(
     profile: ProfileFile = None,
     loops: Loops = 3,
     output: OutputChoice = "fused",
+    precision: PrecisionName = None,
     backend: BackendChoice = "auto",
     device: Devices = [],  # noqa: B006 (Typer makes a new one)
     streams: Streams = 2,
@@ -156,7 +167,7 @@ def infer(
     from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
-    from cmudrn.engines.spec import Output
+    from cmudrn.engines.spec import Output, Precision
     from cmudrn.formats import ImageFormat
     from cmudrn.images import DEFAULT_MAX_PIXELS
 
@@ -175,6 +186,7 @@ def infer(
         out=out,
         loops=way.loops,
         output=one_of(Output, "--output", output),
+        precision=None if precision is None else one_of(Precision, "--precision", precision),
         tile_px=way.tile_px,
         overlap_px=overlap,
         batch=way.batch,

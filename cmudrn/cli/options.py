@@ -13,9 +13,9 @@ BackendChoice = Annotated[
     str,
     typer.Option(
         "--backend",
-        metavar="auto|tensorrt|onnx|openvino|torch",
-        help="What restores. auto: certified engines that fit, else OpenVINO in certified "
-        "bfloat16, else ONNX Runtime.",
+        metavar="auto|tensorrt|native|onnx|openvino|torch",
+        help="What restores. auto: certified engines that fit, else the package's own kernels on the CPU, "
+        "else ONNX Runtime.",
     ),
 ]
 Devices = Annotated[
@@ -36,7 +36,9 @@ CudaGraphs = Annotated[
 ]
 AllowUnverified = Annotated[
     bool,
-    typer.Option("--allow-unverified", help="Use engines that `cmudrn parity-check` has not passed, too."),
+    typer.Option(
+        "--allow-unverified", help="Use engines and bf16 that `cmudrn parity-check` has not passed, too."
+    ),
 ]
 Threads = Annotated[
     int | None,

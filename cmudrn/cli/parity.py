@@ -58,7 +58,7 @@ BackendNames = Annotated[
     list[str],
     typer.Option(
         "--backend",
-        metavar="onnx|torch|openvino",
+        metavar="native|onnx|torch|openvino",
         help="Check these instead, which need no engine; repeatable. The options above then say what they "
         "compute [default: 3 loops, 256x256, fp32, uint8, fused].",
     ),
@@ -88,7 +88,7 @@ Device = Annotated[
         "--device",
         metavar="N|PCI|cpu",
         help="Of engines a GPU's number or PCI bus id; with --backend onnx or torch a number or cpu; with "
-        "openvino cpu alone.",
+        "native or openvino cpu alone.",
         show_default=False,
     ),
 ]

@@ -46,7 +46,7 @@ BackendNames = Annotated[
     list[str],
     typer.Option(
         "--backend",
-        metavar="tensorrt|onnx|openvino|torch",
+        metavar="tensorrt|native|onnx|openvino|torch",
         help="Only these; repeatable [default: all that run here but torch].",
     ),
 ]
@@ -67,7 +67,7 @@ Tiles = Annotated[
     typer.Option(
         "--tile",
         metavar="PIXELS,...",
-        help="Sides of tiles, on the CPU [default: 768, the whole frame, 384].",
+        help="Sides of tiles, on the CPU [default: 2048 of native, else 768; the whole frame; 384].",
         show_default=False,
     ),
 ]
@@ -220,14 +220,14 @@ def measure(tuner: Tuner, bar: Bar, quality: Quality, *, show_all: bool) -> list
 def write(out: Path, best: Measured, tuner: Tuner, quality: Quality, machine: Machine) -> None:
     """The profile, and its engine into the store, where that was built to be measured."""
     from cmudrn.checkpoint import read_checkpoint
-    from cmudrn.deploy.job import CPU, BackendName
+    from cmudrn.deploy.job import CPU, ON_CPU_ALONE
     from cmudrn.deploy.profile import Profile, write_profile
 
     setting = tuner.job.setting
     if tuner.keep(best.way):
         typer.echo(f"{best.way.engine}: put into the store")
-    # OpenVINO runs on the CPU whichever GPU was named for the others.
-    device = setting.device if setting.device == CPU or best.way.backend is not BackendName.OPENVINO else None
+    # Some run on the CPU whichever GPU was named for the others.
+    device = setting.device if setting.device == CPU or best.way.backend not in ON_CPU_ALONE else None
     profile = Profile(
         way=replace(best.way, device=device),
         goal=tuner.job.goal,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.deploy.benchmark.timing import Run, timed
+from cmudrn.deploy.native.library import is_built
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 from cmudrn.errors import EnvironmentMissing, UsageError
 
@@ -38,6 +39,7 @@ class Kind(str, Enum):
 
     TORCH = "torch"  # eager, as in the paper
     COMPILE = "compile"  # torch.compile
+    NATIVE = "native"  # our own kernels for CPUs
     ONNX = "onnx"  # ONNX Runtime on the CPU
     ONNX_GPU = "onnx-gpu"  # on what else it has a provider for, CUDA for one, with the copies
     OPENVINO = "openvino"
@@ -57,6 +59,7 @@ ALL = (Precision.FP32, Precision.FP16, Precision.BF16)
 PRECISIONS = {
     Kind.TORCH: ALL,
     Kind.COMPILE: ALL,
+    Kind.NATIVE: (Precision.FP32, Precision.BF16),
     Kind.ONNX: (Precision.FP32,),
     Kind.ONNX_GPU: (Precision.FP32,),
     Kind.OPENVINO: (Precision.FP32, Precision.BF16),
@@ -147,6 +150,7 @@ def usual_contestants(conditions: Conditions) -> tuple[Contestant, ...]:
         names = ["torch", "torch-fp16", "compile-fp16", "tensorrt", "tensorrt-stream"]
     else:
         names = [name for name in ("torch", "openvino") if find_spec(name)] + ["onnx"]
+        names += ["native"] if is_built() else []
     return tuple(Contestant.parse(name) for name in names)
 
 

@@ -24,6 +24,7 @@ CHECKS: Sequence[Callable[[Scene], Iterator[Finding]]] = (
     library_checks.check_images,
     file_checks.check_weights,
     file_checks.check_graphs,
+    library_checks.check_native,
     library_checks.check_onnxruntime,
     library_checks.check_openvino,
     library_checks.check_gpus,

@@ -1,4 +1,4 @@
-"""Other people's libraries: whether they are there, work, and fit the GPU, its driver and each other."""
+"""Libraries: whether they are there, work, and fit the GPU, its driver and each other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cmudrn.deploy.doctor.findings import Finding, Scene, State, mismatched, missing, ok
+from cmudrn.deploy.native.library import ISA_VARIABLE
 from cmudrn.deploy.probe import Answer
 
 __all__ = [
     "check_cuda_bindings",
     "check_gpus",
     "check_images",
+    "check_native",
     "check_onnx",
     "check_onnxruntime",
     "check_openvino",
@@ -23,6 +25,11 @@ __all__ = [
 ]
 
 NO_DRIVER = "install NVIDIA's driver; without a GPU none is needed"
+OTHERS_RESTORE = "ONNX Runtime restores in their place, later"
+REBUILD = (
+    "with g++ installed: pip install --force-reinstall --no-deps --no-binary cmudrn cmudrn; in a checkout "
+    "`make native`"
+)
 BASIC_FORMATS = {"jpeg", "png", "tiff"}
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-gpu")
 TENSORRTS = (
@@ -78,6 +85,21 @@ def check_images(scene: Scene) -> Iterator[Finding]:
         found = f"{finding.found}; without {', '.join(sorted(lacking))}"
         finding = mismatched("images", found, "pip install --force-reinstall 'pyvips[binary]'")
     yield replace(finding, needed=True)
+
+
+def check_native(scene: Scene) -> Iterator[Finding]:
+    """Our own kernels: what they were built for, and which of that the processor has."""
+    answer = scene.answers["native"]
+    if "absent" in answer.facts:
+        yield missing("own kernels", f"not built; {OTHERS_RESTORE}", REBUILD)
+    elif answer.failure:
+        fix = f"unset {ISA_VARIABLE}" if answer.failure.startswith(ISA_VARIABLE) else REBUILD
+        yield mismatched("own kernels", answer.failure, fix)
+    else:
+        facts = answer.facts
+        others = [name for name in facts["isas"] if name != facts["takes"]]
+        halves = "; bfloat16 in hardware" if facts["bf16"] else ""
+        yield ok("own kernels", f"{facts['takes']}, restores; also {', '.join(others)}{halves}", facts)
 
 
 def check_onnxruntime(scene: Scene) -> Iterator[Finding]:

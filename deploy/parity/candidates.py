@@ -8,11 +8,12 @@ from fnmatch import fnmatchcase
 from itertools import product
 
 from cmudrn.checkpoint import Checkpoint
-from cmudrn.deploy.any_size import graph_of, torch_device
+from cmudrn.deploy.any_size import PRECISIONS, graph_of, torch_device
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.choice import is_target_of
-from cmudrn.deploy.job import CPU, BackendName
+from cmudrn.deploy.job import CPU, ON_CPU_ALONE, BackendName
 from cmudrn.deploy.machine import library_version, processor
+from cmudrn.deploy.native.library import kernels_version
 from cmudrn.deploy.parity.measure import Candidate, ParityJob
 from cmudrn.engines.certificate import CHECK_AGAIN, ParityCertificate, Subject
 from cmudrn.engines.flavors import open_library
@@ -27,11 +28,11 @@ __all__ = ["EngineCandidate", "LibraryCandidate", "Selection", "find_candidates"
 
 DEFAULT_LOOPS, DEFAULT_SIZE = 3, (256, 256)  # of libraries; height and width in pixels
 
-# What each can compute in, by the name of its package.
-LIBRARIES: Mapping[BackendName, tuple[str, tuple[Precision, ...]]] = {
-    BackendName.ONNX: ("onnxruntime", (Precision.FP32,)),
-    BackendName.OPENVINO: ("openvino", (Precision.FP32, Precision.BF16)),
-    BackendName.TORCH: ("torch", (Precision.FP32,)),
+# Whose version counts; our own kernels are told apart by their library's bytes.
+PACKAGES: Mapping[BackendName, str] = {
+    BackendName.ONNX: "onnxruntime",
+    BackendName.OPENVINO: "openvino",
+    BackendName.TORCH: "torch",
 }
 
 
@@ -49,8 +50,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         for backend in self.backends:
-            if backend not in LIBRARIES:
-                can = ", ".join(name.value for name in LIBRARIES)
+            if backend not in PRECISIONS:
+                can = ", ".join(name.value for name in PRECISIONS)
                 raise UsageError(
                     f"--backend {backend.value}", fix=f"choose from {can}; engines need no option"
                 )
@@ -209,7 +210,7 @@ class EngineCandidate:
 class LibraryCandidate:
     """A library and what it is to compute; its certificate is a file of its own in the store."""
 
-    library: BackendName  # one of LIBRARIES
+    library: BackendName  # one of PRECISIONS
     spec: EngineSpec
     weights: str  # as --weights takes them
     checkpoint: Checkpoint
@@ -218,7 +219,7 @@ class LibraryCandidate:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _, precisions = LIBRARIES[self.library]
+        precisions = PRECISIONS[self.library]
         if self.spec.precision not in precisions:
             can = " or ".join(precision.value for precision in precisions)
             raise UsageError(
@@ -227,9 +228,9 @@ class LibraryCandidate:
             )
         if self.device in (None, CPU):
             return
-        if self.library is BackendName.OPENVINO:
+        if self.library in ON_CPU_ALONE:
             raise UsageError(
-                f"--device {self.device} with --backend openvino: it computes on the CPU",
+                f"--device {self.device} with --backend {self.library.value}: it computes on the CPU",
                 fix="give --device cpu, or none",
             )
         if not self.device.isdecimal():
@@ -253,7 +254,11 @@ class LibraryCandidate:
         """Raises EnvironmentMissing where the library isn't installed, or has no GPU and is told to take one;
         UsageError for a device that isn't there.
         """
-        installed_version(self.library)
+        installed_version(self.library, self.spec.precision)
+        if self.library is BackendName.NATIVE:
+            from cmudrn.deploy.native import NativeBackend
+
+            return NativeBackend(self.checkpoint, self.spec, threads=self.threads)
         if self.library is BackendName.TORCH:
             from cmudrn.deploy.torch import TorchBackend
 
@@ -291,7 +296,7 @@ class LibraryCandidate:
         if self.library is BackendName.TORCH:
             return self._torch_device()
         where = label.rpartition(" on ")[2]
-        if self.library is BackendName.OPENVINO or where == "CPU":
+        if self.library in ON_CPU_ALONE or where == "CPU":
             return CPU
         return f"{where} {self.device or 0}"
 
@@ -309,7 +314,7 @@ def library_subject(
     """
     return Subject(
         backend=library.value,
-        version=installed_version(library),
+        version=installed_version(library, spec.precision),
         precision=spec.precision,
         loops=spec.loops,
         pixel=spec.pixel,
@@ -319,9 +324,11 @@ def library_subject(
     )
 
 
-def installed_version(library: BackendName) -> str:
-    """Raises EnvironmentMissing."""
-    package, _ = LIBRARIES[library]
+def installed_version(library: BackendName, precision: Precision) -> str:
+    """Of what would compute in that precision here. Raises EnvironmentMissing."""
+    if library is BackendName.NATIVE:
+        return kernels_version(precision)
+    package = PACKAGES[library]
     version = library_version(package)
     if version is None:
         raise EnvironmentMissing(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from cmudrn.deploy.choice import library_versions, usable_engines
 from cmudrn.deploy.job import (
     DEFAULT_OVERLAP_PX,
-    DEFAULT_TILE_PX,
     MOST_AT_ONCE,
     MOST_STREAMS,
     BackendName,
     need_between,
+    usual_tile_px,
 )
 from cmudrn.deploy.profile import Goal, Way
 from cmudrn.deploy.tiling import plan_engine_tiles, plan_tiles
@@ -38,6 +38,7 @@ SMALLER_TILE_PX = 384
 MOST_PX_AT_ONCE = 4_000_000
 MOST_WORK = 2  # times the frame's pixels: an engine whose tiles cost more isn't measured
 USUAL_STREAMS = 2
+WITHOUT_GRAPH = (BackendName.NATIVE, BackendName.TORCH)  # they take the weights themselves
 
 
 class Candidate(NamedTuple):
@@ -109,11 +110,11 @@ class LibraryWays:
 
     @property
     def usual_layout(self) -> Layout | None:
-        return None if self.backend is BackendName.TORCH else FOR_ONNX_RUNTIME
+        return None if self.backend in WITHOUT_GRAPH else FOR_ONNX_RUNTIME
 
     @property
     def has_layouts(self) -> bool:
-        return self.backend is not BackendName.TORCH and find_spec("onnx") is not None
+        return self.backend not in WITHOUT_GRAPH and find_spec("onnx") is not None
 
     def usual(self, loops: int, layout: Layout | None) -> Candidate:
         candidate = next(self.every(loops, layout), None)
@@ -143,15 +144,16 @@ class LibraryWays:
     def tiles(self, loops: int) -> list[int | None]:
         """Sides, each once; None is the usual one. All that cover the frame are the same."""
         whole, least = max(self.setting.height, self.setting.width), 2 * DEFAULT_OVERLAP_PX[loops] + 1
-        told = self.axes.tiles or (DEFAULT_TILE_PX, whole, SMALLER_TILE_PX)
+        usual = usual_tile_px(self.backend)
+        told = self.axes.tiles or (usual, whole, SMALLER_TILE_PX)
         # The usual one wherever it does: a profile is used for larger photographs, too.
-        covering = max(whole, DEFAULT_TILE_PX)
+        covering = max(whole, usual)
         sides = dict.fromkeys(covering if side >= whole else max(side, least) for side in told)
-        return [None if side == DEFAULT_TILE_PX else side for side in sides]
+        return [None if side == usual else side for side in sides]
 
     def _makes_sense(self, loops: int, batch: int, tile_px: int | None) -> bool:
         size, overlap_px = (self.setting.height, self.setting.width), DEFAULT_OVERLAP_PX[loops]
-        plan = plan_tiles(*size, tile_px=tile_px or DEFAULT_TILE_PX, overlap_px=overlap_px)
+        plan = plan_tiles(*size, tile_px=tile_px or usual_tile_px(self.backend), overlap_px=overlap_px)
         row, column = next(iter(plan))
         pixels = batch * (row.stop - row.start) * (column.stop - column.start)
         asked_for = batch == 1 and (tile_px is None or bool(self.axes.tiles))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmudrn.deploy.backends import Backends
-from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+from cmudrn.deploy.job import ON_CPU_ALONE, BackendOptions, InferJob
 from cmudrn.deploy.profile import Goal, Way
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.images import Pixels
@@ -42,7 +42,7 @@ class Setting:
     def job(self, way: Way, store: Path | None = None) -> InferJob:
         """As `infer` gets it, but for the sources. store: where the way's engine is, if not in the usual."""
         engine = way.engine is not None
-        on_gpus = self.device is not None and way.backend is not BackendName.OPENVINO
+        on_gpus = self.device is not None and way.backend not in ON_CPU_ALONE
         return InferJob(
             sources=(Path(),),
             loops=way.loops,

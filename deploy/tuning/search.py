@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cmudrn.deploy.benchmark.arithmetic import flops
 from cmudrn.deploy.job import CPU, DEFAULT_OVERLAP_PX, BackendName
+from cmudrn.deploy.native.library import is_built
 from cmudrn.deploy.profile import Goal, Way
 from cmudrn.deploy.tuning.candidates import Axes, Candidate, EngineWays, Failure, LibraryWays, Ways
 from cmudrn.deploy.tuning.frame_timing import FrameTimes, Setting, frames_of, time_frames
@@ -51,7 +52,7 @@ class TuneJob:
     setting: Setting
     axes: Axes = field(default_factory=Axes)
     loops: tuple[int, ...] = tuple(DEFAULT_OVERLAP_PX)
-    backends: tuple[BackendName, ...] = ()  # (): engines where they run, OpenVINO where it is, ONNX Runtime
+    backends: tuple[BackendName, ...] = ()  # (): engines, our kernels, OpenVINO where they are, ONNX Runtime
     layouts: tuple[Layout, ...] = ()  # (): looked for
     seconds: float = 2.0  # for each candidate; LAPS times as long for the finalists
     build: bool = True  # engines that the store doesn't have
@@ -147,7 +148,8 @@ class Tuner(AbstractContextManager["Tuner"]):
                 if told:
                     raise
                 self._on_note(f"no engines: {exc.what}")
-        here = [BackendName.OPENVINO] if find_spec("openvino") else []
+        here = [BackendName.NATIVE] if is_built() else []
+        here += [BackendName.OPENVINO] if find_spec("openvino") else []
         for name in told or (*here, BackendName.ONNX):
             if name is not BackendName.TENSORRT:
                 yield LibraryWays(name, job.setting, job.goal, job.axes)
