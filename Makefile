@@ -45,7 +45,7 @@ check: $(TEST_ENV)/.done
 	MYPYPATH=$(HOUSE):$(STUBS):tests:benchmarks $(TEST_ENV)/bin/mypy tests benchmarks tools examples
 
 # The native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, on scratch that begins
-# as NaN, and on processors without AVX-512 and AVX as far as qemu-user is installed. Some minutes; the tests run a
+# as NaN, and on processors without AVX-512 and AVX as far as qemu-user is installed. A quarter of an hour; the tests run a
 # small part of it. SANITIZE: options of tools/sanitize.py.
 sanitize: $(TEST_ENV)/bin/python
 	$(TEST_ENV)/bin/python tools/sanitize.py $(SANITIZE)

@@ -19,7 +19,7 @@ __all__ = ["DEFAULT_OVERLAP_PX", "DEFAULT_TILE_PX", "BackendName", "BackendOptio
 # (benchmarks/overlap.py), and never less than at fewer loops.
 DEFAULT_OVERLAP_PX: Mapping[int, int] = {1: 6, 2: 13, 3: 17, 4: 26, 5: 30, 6: 34, 7: 39}
 DEFAULT_TILE_PX = 768  # of backends that take any size, but for our own kernels
-# These hold 65 to 72 bytes for each pixel of a tile, 300 MB here; ONNX Runtime takes more for 768 pixels a side.
+# These hold up to 72 bytes for each pixel of a tile, 300 MB here; ONNX Runtime takes more for 768 a side.
 # What tiles share is computed twice: at T = 3 and 12 megapixels 9% of all in tiles of 768, here 2%.
 NATIVE_TILE_PX = 2048
 CPU = "cpu"

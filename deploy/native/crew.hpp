@@ -3,6 +3,7 @@
 #define CMUDRN_CREW_HPP
 
 #include <atomic>
+#include <chrono>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -21,16 +22,15 @@ namespace cmudrn {
 struct alignas(CACHE_LINE) Progress {
     std::atomic<int> steps{0};
 
+    // It sleeps rather than yields: a core that falls idle is given the thread that is waited for, where another
+    // program, or an encoder of photographs, has taken that one's.
     void wait_for(int wanted) const {
-        constexpr int PATIENCE = 1000;  // looks, about a tenth of a step, before the core is left to others
+        constexpr int PATIENCE = 10000;  // looks: about as long as a step
         for (int looks = 0; steps.load(std::memory_order_acquire) < wanted; looks++) {
-            if (looks < PATIENCE) {
+            if (looks >= PATIENCE) std::this_thread::sleep_for(std::chrono::microseconds(20));
 #if defined(__x86_64__) || defined(_M_X64)
-                _mm_pause();
+            _mm_pause();
 #endif
-            } else {
-                std::this_thread::yield();
-            }
         }
     }
 };
