@@ -23,7 +23,8 @@ test: $(TEST_ENV)/.done
 	$(PYTHON) tools/build_native.py --optional
 	$(TEST_ENV)/bin/pytest
 
-# The library of deploy/native anew, after a change of its sources: docs/native.md.
+# The library of deploy/native anew, after a change of its sources: docs/native.md. NATIVE: options of
+# tools/build_native.py, such as NATIVE="--flags=-g -o /tmp/libcmudrn.so".
 native:
 	$(PYTHON) tools/build_native.py $(NATIVE)
 
@@ -45,8 +46,8 @@ check: $(TEST_ENV)/.done
 	MYPYPATH=$(HOUSE):$(STUBS):tests:benchmarks $(TEST_ENV)/bin/mypy tests benchmarks tools examples
 
 # The native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, on scratch that begins
-# as NaN, and on processors without AVX-512 and AVX as far as qemu-user is installed. A quarter of an hour; the tests run a
-# small part of it. SANITIZE: options of tools/sanitize.py.
+# as NaN; and on processors without AVX-512 and AVX, where qemu-user is installed. A quarter of an hour; the tests
+# run a small part of it. SANITIZE: options of tools/sanitize.py.
 sanitize: $(TEST_ENV)/bin/python
 	$(TEST_ENV)/bin/python tools/sanitize.py $(SANITIZE)
 
@@ -75,4 +76,4 @@ $(TEST_ENV)/.done: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info restored
+	rm -rf .venv build *.egg-info restored deploy/native/libcmudrn.*

@@ -5,12 +5,15 @@
     python benchmarks/cpu.py --loops 3 --size 500x500 --threads 2 --contestants native-avx2,openvino-avx2
 
 Contestants live in processes of their own and take turns, one image each: what else the machine does falls on
-all alike, so that *ratios of one run* are fair. Figures are medians. All take and give uint8 pixels, each in
-the layout of the graph that it is fastest with. GFLOP/s and shares are those of the direct convolutions:
+all alike, so that *ratios of one run* are fair. Figures are medians. All take and give uint8 pixels. ONNX
+Runtime, and OpenVINO in bfloat16, take the shipped graph, where both branches are one grouped convolution;
+OpenVINO in float32 takes one with the branches apart, which is 1.3 times as fast there; ours and PyTorch
+take the weights, without a graph. GFLOP/s and shares are those of the direct convolutions:
 2 (2T (864 + 9216 T + 432) + 3600) FLOP a pixel, whatever is computed in their place, so Winograd's way may
 pass 100% of the peak; the share of the bandwidth is what a layer for itself would move, so fused ones may,
 too. A processor's other load makes all figures worse: run it alone. Needs the extras `train`, `openvino` and
-`bench`; what isn't there is left out, and named, and the peak needs a C++ compiler.
+`bench`; what isn't there is left out, and named, and the peak needs a C++ compiler. --json is written after
+each part anew, so that what was measured stays, whatever happens to the next one.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -40,7 +43,7 @@ from machine import heading
 from cmudrn.cli.values import parse_counts, parse_depths, parse_sizes
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.machine import available_cores, describe_machine, processor
-from cmudrn.errors import CmudrnError, EnvironmentMissing, UsageError
+from cmudrn.errors import CmudrnError, DeviceError, EnvironmentMissing, UsageError
 from cmudrn.files import replacing
 
 WEIGHTS = "default"
@@ -121,8 +124,11 @@ class Found:
         }
 
 
-def run(plan: Plan) -> Found:
-    """Prints each table as soon as it is measured; what cannot be, says so, and the rest goes on."""
+def run(plan: Plan, *, keep: Callable[[Found], None] = lambda found: None) -> Found:
+    """Prints each table as soon as it is measured; what cannot be, says so, and the rest goes on.
+
+    keep: gets all that was measured so far, after each part, also where that ended early.
+    """
     found = Found()
     steps = {
         Part.GRID: measure_cells,
@@ -136,6 +142,8 @@ def run(plan: Plan) -> Found:
                 print(f"\n{measure(plan, found)}", flush=True)
             except CmudrnError as exc:
                 print(f"\n{part.value}: not measured: {exc}", flush=True)
+            finally:
+                keep(found)
     return found
 
 
@@ -166,7 +174,11 @@ def open_probe(taken: ExitStack) -> Probe | None:
 
 def measure_peaks(plan: Plan, found: Found, probe: Probe | None) -> None:
     for threads in sorted({work.threads for work in plan.works}) if probe else ():
-        peaks = probe.measure(threads) if probe else None
+        try:
+            peaks = probe.measure(threads) if probe else None
+        except DeviceError as exc:
+            note(str(exc))
+            continue
         if peaks:
             found.peaks[threads] = peaks.better(found.peaks.get(threads, peaks))
 
@@ -211,6 +223,8 @@ def note(line: str) -> None:
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """Raises UsageError for what makes no sense."""
     quick, flags = arguments.quick, processor()[1]
+    if arguments.rounds < 1:
+        raise UsageError(f"--rounds {arguments.rounds}", fix="give 1 or more")
     named = (
         [parse(name) for name in arguments.contestants.split(",")] if arguments.contestants else usual(flags)
     )
@@ -275,11 +289,14 @@ def main() -> None:
         print(f"The machine is busy with something else: its load was {load:.1f} before this began.")
     for name, reason in plan.left_out.items():
         print(f"{name} does not compete: {reason}")
-    found = run(plan)
+
+    def keep(found: Found) -> None:
+        if arguments.json:
+            with replacing(arguments.json) as file:
+                file.write(json.dumps(found.to_json(plan), indent=1).encode())
+
+    found = run(plan, keep=keep)
     print(f"\n{tables.bars_table(found.bars(plan))}")
-    if arguments.json:
-        with replacing(arguments.json) as file:
-            file.write(json.dumps(found.to_json(plan), indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.job import CPU, BackendName, InferJob
 from cmudrn.deploy.native.library import chosen_isa
+from cmudrn.engines.certificate import ParityCertificate
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME, Layout
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision
 from cmudrn.engines.store import EngineStore
@@ -61,17 +62,31 @@ def precision_of(name: BackendName, job: InferJob, pixel: Pixel) -> Precision:
         certified = name is BackendName.OPENVINO and bf16_is_certified(name, job, pixel)
         return Precision.BF16 if certified else Precision.FP32
     if told not in PRECISIONS[name]:
-        raise UsageError(f"--precision {told.value}: {name.label} computes in fp32", fix="--backend native")
-    if told is Precision.BF16 and not job.backend.allow_unverified:
-        if name is BackendName.NATIVE:
-            chosen_isa(told)  # says what is missing, where it is
-        if not bf16_is_certified(name, job, pixel):
-            raise EngineError(
-                f"{name.label} in bf16: no parity certificate, passed, for T = {job.loops} and "
-                f"{pixel.value} pixels",
-                fix=f"{check_command(name, job, pixel)}, or --allow-unverified",
-            )
+        told_a_gpu = job.backend.devices and not job.backend.on_cpu  # which no --backend native takes
+        fix = "give --precision fp32" if told_a_gpu else "--backend native"
+        raise UsageError(f"--precision {told.value}: {name.label} computes in fp32", fix=fix)
+    if told is not Precision.BF16:
+        return told
+    if name is BackendName.NATIVE:
+        chosen_isa(told)  # says what is missing, where it is
+    if not job.backend.allow_unverified and not bf16_is_certified(name, job, pixel):
+        raise EngineError(
+            f"{name.label} in bf16: no parity certificate, passed, for T = {job.loops} and "
+            f"{pixel.value} pixels{shortcoming(name, job, pixel)}",
+            fix=f"{check_command(name, job, pixel)}, or --allow-unverified",
+        )
     return told
+
+
+def shortcoming(name: BackendName, job: InferJob, pixel: Pixel) -> str:
+    """What the certificate of its bfloat16 says, in brackets, where it failed; else empty."""
+    try:
+        certificate = certificate_of(name, job, pixel)
+    except (EngineError, EnvironmentMissing):  # one that cannot be read says nothing
+        return ""
+    if certificate is None or certificate.passed:
+        return ""
+    return f" ({', '.join(certificate.failures)})"
 
 
 def check_command(name: BackendName, job: InferJob, pixel: Pixel) -> str:
@@ -87,24 +102,13 @@ def check_command(name: BackendName, job: InferJob, pixel: Pixel) -> str:
 def bf16_is_certified(name: BackendName, job: InferJob, pixel: Pixel) -> bool:
     """Whether `cmudrn parity-check` has passed a library's bfloat16 for this job on this processor.
 
-    name: OPENVINO or NATIVE. Of graphs it checks the usual layout: another one rounds otherwise.
+    name: OPENVINO or NATIVE.
     """
-    store, of_openvino = EngineStore.default(job.backend.store), name is BackendName.OPENVINO
-    if not store.folder.is_dir():
-        return False
-    if of_openvino and (job.layout not in (None, FOR_ONNX_RUNTIME) or not find_spec("openvino")):
-        return False
-    from cmudrn.deploy.parity.candidates import library_subject
-
-    spec = EngineSpec(
-        loops=job.loops, height=1, width=1, precision=Precision.BF16, pixel=pixel, output=job.output
-    )
     try:
-        subject = library_subject(name, spec, read_checkpoint(job.weights).sha256)
-        certificate = store.certificate(subject)
+        certificate = certificate_of(name, job, pixel)
         if certificate is None or not certificate.passed:
             return False
-        if not of_openvino:
+        if name is BackendName.NATIVE:
             return True  # the subject's version is that of kernels that run here
         # Imported last: most stores hold no such certificate, and each start would wait for OpenVINO.
         from cmudrn.deploy.openvino import cpu_has_bf16
@@ -112,6 +116,25 @@ def bf16_is_certified(name: BackendName, job: InferJob, pixel: Pixel) -> bool:
         return cpu_has_bf16()
     except (EngineError, EnvironmentMissing):  # one that doesn't start: opening it will say so
         return False
+
+
+def certificate_of(name: BackendName, job: InferJob, pixel: Pixel) -> ParityCertificate | None:
+    """Of a library's bfloat16 for this job on this processor, passed or not; None without.
+
+    Of graphs the usual layout is checked: another one rounds otherwise. Raises EngineError for a certificate
+    that cannot be read, EnvironmentMissing for a library that isn't there.
+    """
+    store, of_openvino = EngineStore.default(job.backend.store), name is BackendName.OPENVINO
+    if not store.folder.is_dir():
+        return None
+    if of_openvino and (job.layout not in (None, FOR_ONNX_RUNTIME) or not find_spec("openvino")):
+        return None
+    from cmudrn.deploy.parity.candidates import library_subject
+
+    spec = EngineSpec(
+        loops=job.loops, height=1, width=1, precision=Precision.BF16, pixel=pixel, output=job.output
+    )
+    return store.certificate(library_subject(name, spec, read_checkpoint(job.weights).sha256))
 
 
 def torch_device(devices: Sequence[str]) -> str:

@@ -223,7 +223,8 @@ class Backends(AbstractContextManager["Backends"]):
         try:
             return opened(self.choice.otherwise or self.choice.backend, job)
         except EnvironmentMissing as exc:
-            if job.backend.name is not BackendName.AUTO or not job.backend.devices:
+            told_a_gpu = job.backend.devices and not job.backend.on_cpu
+            if job.backend.name is not BackendName.AUTO or not told_a_gpu:
                 raise
             self._on_note(f"{exc.what}: on the CPU instead")
             on_cpu = replace(job, backend=replace(job.backend, devices=(CPU,)))

@@ -10,7 +10,7 @@ from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.any_size import bf16_is_certified, precision_of
 from cmudrn.deploy.job import BackendName, InferJob
 from cmudrn.deploy.machine import library_version
-from cmudrn.deploy.native.library import chosen_isa, is_built
+from cmudrn.deploy.native.library import chosen_isa, is_built, what_is_broken
 from cmudrn.deploy.tiling import plan_engine_tiles
 from cmudrn.engines.flavors import PORTABLE, Flavor, installed_flavors, open_library
 from cmudrn.engines.gpu import Gpu, local_gpus
@@ -38,7 +38,7 @@ class Choice:
     why: str  # in words, after the name
     engines: tuple[Manifest, ...] = ()  # for backend = TENSORRT, at least one
     otherwise: BackendName | None = None  # for images that no engine fits; None: these fail
-    note: str = ""  # why the engine that was named isn't taken, in a line
+    note: str = ""  # why the engine that was named, or our kernels, aren't taken, in a line
 
 
 def choose(job: InferJob) -> Choice:
@@ -52,14 +52,15 @@ def choose(job: InferJob) -> Choice:
     wanted = job.backend.name
     if wanted is BackendName.AUTO and (why_not := refusal_of_the_named(job)):
         others = replace(job, backend=replace(job.backend, engine=None))
-        return replace(choose(others), note=why_not)
+        choice = choose(others)
+        return replace(choice, note="; ".join(filter(None, (why_not, choice.note))))
     if wanted is BackendName.TENSORRT:
         return Choice(backend=wanted, why="as told", engines=usable_engines(job))
     if wanted is not BackendName.AUTO:
         precision_of(wanted, job, Pixel.UINT8)  # refuses what it can't, before an image is read
         return Choice(backend=wanted, why="as told")
     if job.backend.on_cpu:
-        return Choice(backend=choose_any_size(job), why="told to stay on the CPU")
+        return without_engines(job, "told to stay on the CPU")
     try:
         engines = usable_engines(job)
     except UsageError:
@@ -67,13 +68,34 @@ def choose(job: InferJob) -> Choice:
     except CmudrnError as exc:
         if job.backend.engine is not None:
             raise
-        return Choice(backend=choose_any_size(job), why=exc.what)
+        return without_engines(job, exc.what)
     why = "certified" if not job.backend.allow_unverified else "certified or not, as told"
+    otherwise = beside_engines(job)
+    note = broken_kernels(job) if otherwise else ""
+    return Choice(backend=BackendName.TENSORRT, why=why, engines=engines, otherwise=otherwise, note=note)
+
+
+def without_engines(job: InferJob, why: str) -> Choice:
+    """Raises what `choose_any_size` raises."""
+    return Choice(backend=choose_any_size(job), why=why, note=broken_kernels(job))
+
+
+def beside_engines(job: InferJob) -> BackendName | None:
+    """For images that none fits; None where nothing else computes in what is told.
+
+    Raises UsageError for a CMUDRN_ISA that can't be taken.
+    """
+    if job.precision is Precision.BF16 and job.backend.devices:
+        return None  # a GPU is left to ONNX Runtime, which has no bfloat16
     try:
-        otherwise = choose_any_size(job)
-    except CmudrnError:  # nothing but engines computes in what is told
-        otherwise = None
-    return Choice(backend=BackendName.TENSORRT, why=why, engines=engines, otherwise=otherwise)
+        return choose_any_size(job)
+    except (EngineError, EnvironmentMissing):
+        return None
+
+
+def broken_kernels(job: InferJob) -> str:
+    """Why our kernels are there and are passed over, in a line; empty where others go before them anyhow."""
+    return what_is_broken() if is_for_native(job) else ""
 
 
 def choose_any_size(job: InferJob) -> BackendName:
@@ -88,7 +110,7 @@ def choose_any_size(job: InferJob) -> BackendName:
     if job.precision is Precision.BF16:
         names = (BackendName.NATIVE, BackendName.OPENVINO) if on_cpu else (BackendName.ONNX,)
         return first_that_can(names, job)
-    if on_cpu and (job.backend.on_cpu or not onnxruntime_is_for_gpus()) and native_is_here(job):
+    if is_for_native(job) and is_built() and chosen_isa(Precision.FP32):
         return BackendName.NATIVE
     if on_cpu and job.precision is None and bf16_is_certified(BackendName.OPENVINO, job, Pixel.UINT8):
         return BackendName.OPENVINO
@@ -96,23 +118,29 @@ def choose_any_size(job: InferJob) -> BackendName:
 
 
 def first_that_can(names: Sequence[BackendName], job: InferJob) -> BackendName:
-    """Of these the first that computes in what is told; the first one's error where none does."""
+    """Of these the first that computes in what is told; the first one's error where none does.
+
+    Raises UsageError at once: what is told is to be mended then.
+    """
     refusals = []
     for name in names:
         try:
             precision_of(name, job, Pixel.UINT8)
-        except CmudrnError as exc:
+        except (EngineError, EnvironmentMissing) as exc:
             refusals.append(exc)
         else:
             return name
     raise refusals[0]
 
 
-def native_is_here(job: InferJob) -> bool:
-    """Whether our kernels are; a layout asks for a graph. Raises UsageError for a wrong CMUDRN_ISA."""
-    if job.layout not in (None, FOR_ONNX_RUNTIME):
-        return False
-    return is_built() and bool(chosen_isa(Precision.FP32))
+def is_for_native(job: InferJob) -> bool:
+    """Whether our kernels go first, where they are; a layout asks for a graph."""
+    if job.backend.on_cpu or not job.backend.devices:
+        if job.precision is Precision.BF16:
+            return True
+        of_usual_layout = job.layout in (None, FOR_ONNX_RUNTIME)
+        return of_usual_layout and (job.backend.on_cpu or not onnxruntime_is_for_gpus())
+    return False
 
 
 def onnxruntime_is_for_gpus() -> bool:

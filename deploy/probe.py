@@ -17,7 +17,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
-from cmudrn.errors import CmudrnError
+from cmudrn.errors import CmudrnError, DeviceError
 from cmudrn.wording import one_line
 
 __all__ = ["MODULES", "Answer", "answer", "ask"]
@@ -25,6 +25,7 @@ __all__ = ["MODULES", "Answer", "answer", "ask"]
 LONGEST_S = 30.0  # a first import of PyTorch from a cold disk takes most of it
 # Without the working folder, which `-c` searches first: its files may be named after libraries.
 CODE = "import sys; sys.path = [p for p in sys.path if p]; from cmudrn.deploy.probe import answer; answer()"
+NATIVE_LIMIT = 1e-5  # of images in [0, 1]: what float32 may round otherwise
 COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute: major and minor
 Facts = dict[str, Any]  # plain values: they travel as JSON
 
@@ -247,22 +248,30 @@ def _openvino() -> Facts:
 
 
 def _native() -> Facts:
-    """Whether our own kernels are there, and restore an image."""
+    """Whether our own kernels are there, and restore noise as the convolutions written down do."""
     import numpy as np
 
     from cmudrn.checkpoint import read_checkpoint
     from cmudrn.deploy.native import NativeBackend
-    from cmudrn.deploy.native.library import HALF, has_isa, library_path, usable_isas
-    from cmudrn.engines.spec import EngineSpec, Precision
+    from cmudrn.deploy.native.library import HALF, LIBRARY_VARIABLE, has_isa, library_path, usable_isas
+    from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 
     if not library_path().is_file():
-        return {"absent": str(library_path())}
-    spec = EngineSpec(loops=1, height=24, width=24, precision=Precision.FP32)
-    with NativeBackend(read_checkpoint("default"), spec, threads=1) as backend:
-        [restored] = backend.stream([np.zeros((1, 24, 24, 3), np.uint8)])
-        if restored.shape != (1, 24, 24, 3):
-            raise ValueError(f"a restored image is {restored.shape}")
-        return {"takes": backend.isa, "isas": list(usable_isas()), "bf16": has_isa(HALF)}
+        return {"absent": str(library_path()), "told": bool(os.environ.get(LIBRARY_VARIABLE))}
+    spec = EngineSpec(loops=1, height=24, width=24, precision=Precision.FP32, pixel=Pixel.FLOAT32)
+    weights, noise = read_checkpoint("default"), np.random.default_rng(0).random((1, 24, 24, 3), np.float32)
+    with (
+        NativeBackend(weights, spec, threads=1) as ours,
+        NativeBackend(weights, spec, threads=1, isa="direct") as direct,
+    ):
+        [restored], [expected] = ours.stream([noise]), direct.stream([noise])
+        difference = float(np.abs(restored - expected).max())
+        if not difference <= NATIVE_LIMIT:  # NaN isn't, either
+            raise DeviceError(
+                f"{ours.isa} restores wrongly: {difference:.1e} from `direct`, more than {NATIVE_LIMIT:.0e}",
+                fix="build the kernels again",
+            )
+        return {"takes": ours.isa, "isas": list(usable_isas()), "bf16": has_isa(HALF)}
 
 
 def _torch() -> Facts:

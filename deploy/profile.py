@@ -153,6 +153,7 @@ class Profile:
     stream: Spread  # a frame in a stream
     machine: Mapping[str, Any]  # as Machine.to_json
     made_at: str  # UTC, such as 2026-11-26T07:30:00Z
+    kernels: str | None = None  # of backend = NATIVE: `kernels_version`; None in profiles of before, too
 
     def to_json(self) -> bytes:
         """Sorted, for people to read and to compare."""
@@ -166,6 +167,7 @@ class Profile:
             "measured": {"alone": vars(self.alone), "stream": vars(self.stream)},
             "machine": dict(self.machine),
             "made_at": self.made_at,
+            "kernels": self.kernels,
         }
         return json.dumps(plain, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -206,6 +208,7 @@ class Profile:
             stream=Spread.from_fields(measured.inner("stream")),
             machine=fields.inner("machine").values,
             made_at=fields.text("made_at", UTC_TIME),
+            kernels=fields.maybe("kernels", fields.text) if "kernels" in fields.values else None,
         )
 
     def is_of(self, machine: Mapping[str, Any]) -> bool:

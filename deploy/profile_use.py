@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.job import BackendName
 from cmudrn.deploy.machine import describe_machine
-from cmudrn.deploy.native.library import is_built
+from cmudrn.deploy.native.library import is_built, kernels_version
 from cmudrn.deploy.profile import Profile, Way
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME
+from cmudrn.engines.spec import Precision
+from cmudrn.errors import CmudrnError
 
 __all__ = ["way_by_profile"]
 
@@ -59,6 +61,14 @@ def differences(profile: Profile, weights: str) -> Iterator[str]:
         yield "the profile was measured on another machine: its figures may not hold here"
     if profile.weights_sha256 != read_checkpoint(weights).sha256:
         yield f"the profile was measured with other weights, {profile.weights_sha256[:12]}"
+    if profile.kernels is None:
+        return
+    try:
+        here = kernels_version(Precision.FP32)
+    except CmudrnError:  # opening them says so
+        return
+    if here != profile.kernels:
+        yield f"the profile was measured with other kernels, {profile.kernels}; here they are {here}"
 
 
 def with_what_is_installed(way: Way, weights: str) -> tuple[Way, list[str]]:

@@ -32,6 +32,8 @@ from cmudrn.deploy.benchmark.plot import MARK, draw_heatmaps
 from cmudrn.deploy.benchmark.table import PAPER_FPS, Cell, Table, Terms
 from cmudrn.deploy.benchmark.timing import Effort
 from cmudrn.deploy.machine import Machine, describe_machine
+from cmudrn.deploy.native.library import is_built, kernels_version
+from cmudrn.engines.spec import Precision
 from cmudrn.errors import EnvironmentMissing, UsageError
 
 EFFORT = Effort(warmup=1, repeats=2)
@@ -142,6 +144,20 @@ def test_a_table_is_gone_on_with_where_it_was_left(tmp_path: Path) -> None:
     rest = list(run_benchmark(plan, again))
     assert [len(one.cells) for one in rest] == [0, 2, 2]
     assert list(again.cells.values())[:2] == list(first.cells)  # not measured anew
+
+
+@pytest.mark.skipif(not is_built(), reason="the package has no kernels of its own here: make native")
+def test_a_figure_of_other_kernels_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMUDRN_ISA", raising=False)
+    first = dict(measured(tmp_path, "native", cases=CASES[:1]).cells)
+    assert [cell.plan for cell in first.values()] == [kernels_version(Precision.FP32)]
+    assert measured(tmp_path, "native", cases=CASES[:1]).cells == first
+    monkeypatch.setenv("CMUDRN_ISA", "direct")
+    [anew] = measured(tmp_path, "native", cases=CASES[:1]).cells.values()
+    assert anew.plan == kernels_version(Precision.FP32)
+    assert "direct" in anew.plan
+    monkeypatch.setenv("CMUDRN_NATIVE_LIBRARY", str(tmp_path / "gone.so"))
+    assert list(measured(tmp_path, "native", cases=CASES[:1]).cells.values()) == [anew]
 
 
 def test_another_contestant_is_measured_beside_those_that_are_there(tmp_path: Path) -> None:

@@ -273,6 +273,8 @@ def test_our_bfloat16_is_taken_only_if_told_and_certified_or_told_to_go_without(
         certify_bf16(store, BackendName.NATIVE, certificate, monkeypatch)
         with pytest.raises(EngineError, match="own kernels in bf16: no parity certificate") as refused:
             choose(job(store, name, **told))
+        failures = f"({', '.join(FAILED.failures)})"
+        assert refused.value.what.endswith(failures) is (certificate is FAILED)
         assert refused.value.fix == (
             "cmudrn parity-check --backend native --precision bf16 --loops 1 "
             f"--store {store.folder}, or --allow-unverified"
@@ -292,6 +294,56 @@ def test_bfloat16_goes_to_openvino_where_our_kernels_have_none(
     told = job(store, BackendName.AUTO, devices=("cpu",), precision=Precision.BF16)
     assert choose(told).backend is BackendName.OPENVINO
 
+    unverified = job(
+        store, BackendName.AUTO, devices=("cpu",), precision=Precision.BF16, allow_unverified=True
+    )
+    assert choose(unverified).backend is BackendName.OPENVINO
+
+
+@pytest.mark.usefixtures("without_native")
+def test_auto_tells_of_kernels_that_are_there_and_broken_and_not_of_absent_ones(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    assert choose(job(store, BackendName.AUTO)).note == ""
+    (tmp_path / "none.so").write_bytes(b"no library")
+    for told in ({}, {"devices": ("cpu",)}):
+        choice = choose(job(store, BackendName.AUTO, **told))
+        assert choice.backend is BackendName.ONNX
+        assert "none.so: not a library of ours" in choice.note
+    assert choose(job(store, BackendName.AUTO, devices=("0",))).note == ""  # left to ONNX Runtime anyhow
+    named = BackendOptions(store=store.folder, engine="t1")
+    note = choose(InferJob(sources=(Path("a.jpg"),), loops=1, backend=named)).note
+    assert "no engine named t1" in note
+    assert "not a library of ours" in note
+
+
+@NATIVE_HERE
+def test_a_wrong_instruction_set_is_refused_beside_engines_that_fit_too(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmudrn.deploy.choice.usable_engines", lambda job: (engine(),))
+    assert choose(job(store, BackendName.AUTO)).otherwise is BackendName.NATIVE
+    half = choose(job(store, BackendName.AUTO, devices=("0",), precision=Precision.BF16))
+    assert (half.backend, half.otherwise) == (BackendName.TENSORRT, None)
+    monkeypatch.setenv("CMUDRN_ISA", "z80")
+    with pytest.raises(UsageError, match="CMUDRN_ISA=z80"):
+        choose(job(store, BackendName.AUTO))
+
+
+@pytest.mark.parametrize(("device", "notes"), [("cpu", 0), ("0", 1)])
+def test_only_who_named_a_gpu_is_told_that_the_cpu_restores_instead(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch, device: str, notes: int
+) -> None:
+    def nothing_opens(*_: object) -> None:
+        raise EnvironmentMissing("nothing opens", fix="none")
+
+    monkeypatch.setattr("cmudrn.deploy.backends.open_backend", nothing_opens)
+    said: list[str] = []
+    auto = job(store, BackendName.AUTO, devices=(device,))
+    with pytest.raises(EnvironmentMissing, match="nothing opens"), Backends(auto, on_note=said.append):
+        pass
+    assert said == ["nothing opens: on the CPU instead"] * notes
+
 
 @pytest.mark.parametrize(
     ("name", "told", "said"),
@@ -304,8 +356,9 @@ def test_bfloat16_goes_to_openvino_where_our_kernels_have_none(
 def test_a_precision_that_a_backend_does_not_have_is_refused(
     store: EngineStore, name: BackendName, told: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"--precision bf16: {said}"):
+    with pytest.raises(UsageError, match=f"--precision bf16: {said}") as refused:
         choose(job(store, name, precision=Precision.BF16, **told))
+    assert refused.value.fix == ("give --precision fp32" if told else "--backend native")  # on no GPU
 
 
 def test_an_engine_of_another_precision_than_told_is_none(store: EngineStore) -> None:

@@ -106,6 +106,7 @@ def test_tiles_batches_and_threads_change_no_more_than_the_rounding_at_full_over
     [
         (("--precision", "fp16"), "--precision fp16: engines alone"),
         (("--precision", "int8"), "--precision int8"),
+        (("--precision", "half"), "choose from fp32, bf16"),
         (("--precision", "bf16", "--backend", "onnx"), "--precision bf16: ONNX Runtime computes in fp32"),
         (("--device", "0", "--backend", "native"), "--device 0 with --backend native"),
     ],

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cpu
 import numpy as np
 import pytest
 from contest import tables
 from contest.bars import Bar, SpeedBar, linearity, speed_bar, speedups
 from contest.contestants import Program, Work, best_of_ours, parse, usual, why_not
 from contest.grid import Allowance, Cell, cost, in_order, measure_grid
-from contest.growth import pixel_bar, thread_bar, thread_counts
+from contest.growth import Growth, growth_bars, pixel_bar, thread_bar, thread_counts
 from contest.peak import Peaks, compiled, run, shares
-from contest.quality import exact, photographs
+from contest.quality import Quality, bf16_bar, exact, photographs
 from contest.whole_way import WholeWay, photos_made_of, whole_way_bar
 from contest.workers import Worker, drawn_pixels
 
@@ -109,6 +111,79 @@ def test_growth_is_only_judged_where_its_ends_were_measured() -> None:
     assert pixel_bar(1, {small: took(1.0)}).kept is None
     assert pixel_bar(1, {small: took(1.0), large: took(400.0)}).kept is True
     assert pixel_bar(1, {small: took(1.0), large: took(450.0)}).kept is False
+
+
+def test_of_what_no_memory_was_left_for_there_are_no_bars_and_no_tables() -> None:
+    growth = Growth(
+        contestant="native-avx2", pixels={1: {}}, bytes_needed={}, too_large=(), loops={}, threads={}
+    )
+    assert [bar.kept for bar in growth_bars(growth)] == [None, None]
+    assert "seconds" in tables.growth_tables(growth)
+
+
+@pytest.mark.parametrize(
+    ("crops", "parity", "said", "kept"),
+    [
+        (
+            54.14,
+            46.0,
+            "crops: worst 4.1 dB ahead, mean 5.1 dB ahead; parity-check's images: worst 4.0 dB beh",
+            False,
+        ),
+        (
+            49.0,
+            49.5,
+            "crops: worst 1.0 dB behind, mean 0.0 dB ahead; parity-check's images: worst 0.5 dB beh",
+            True,
+        ),
+        (48.0, 60.0, "crops: worst 2.0 dB behind", False),
+    ],
+)
+def test_bfloat16_keeps_its_bar_where_the_worst_of_both_sets_does(
+    crops: float, parity: float, said: str, kept: bool
+) -> None:
+    theirs = Quality(
+        contestant="openvino-bf16", loops=3, difference=0, difference_float64=0, levels=0,
+        psnr_db=50.0, mean_psnr_db=50.0, parity_psnr_db=50.0, parity_mean_psnr_db=50.0,
+    )  # fmt: skip
+    ours = replace(
+        theirs, contestant="native-avx512bf16", psnr_db=crops, mean_psnr_db=crops + 1, parity_psnr_db=parity
+    )
+    bar = bf16_bar([ours, theirs])
+    assert said in bar.found
+    assert bar.kept is kept
+    assert bf16_bar([ours]).kept is None
+
+
+def plan_of_command(monkeypatch: pytest.MonkeyPatch, *options: str) -> cpu.Plan:
+    monkeypatch.setattr(sys, "argv", ["cpu.py", *options])
+    return cpu.plan_of(cpu.parsed())
+
+
+def test_rounds_are_refused_by_their_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--rounds 0"):
+        plan_of_command(monkeypatch, "--rounds", "0")
+
+
+def test_what_was_measured_is_kept_after_each_part_and_where_one_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peak that cannot be told costs its shares alone."""
+    compiler = tmp_path / "compiler"  # of programs that end without an answer
+    compiler.write_text(
+        '#!/bin/sh\nfor out; do :; done\nprintf "#!/bin/sh\\nexit 3\\n" > "$out"; chmod +x "$out"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    plan = plan_of_command(
+        monkeypatch, "--contestants", "onnx", "--loops", "1", "--size", "16", "--threads", "1",
+        "--rounds", "2", "--minutes", "0.1", "--parts", "grid,growth",
+    )  # fmt: skip
+    kept: list[int] = []
+    found = cpu.run(plan, keep=lambda found: kept.append(len(found.to_json(plan)["cells"])))
+    assert kept == [1, 1]  # growth needs our own kernels to compete
+    assert set(found.cells[0].times) == {"onnx"}
+    assert not found.peaks
 
 
 def test_a_speed_bar_is_kept_where_every_case_keeps_it() -> None:

@@ -295,13 +295,19 @@ def test_a_library_that_is_missing_is_no_error_unless_nothing_works_without(
             "own kernels",
             {"native": Answer(failure="libcmudrn.so: not a library of ours")},
             "not a library of ours",
-            "--no-binary cmudrn",
+            "pip install --force-reinstall --no-deps .",
         ),
         (
             "own kernels",
             {"native": Answer(failure="CMUDRN_ISA=z80: not here")},
             "z80",
             "unset CMUDRN_ISA",
+        ),
+        (
+            "own kernels",
+            {"native": Answer(failure="CMUDRN_ISA=avx512bf16: it rounds to bfloat16")},
+            "rounds to bfloat16",
+            "unset CMUDRN_ISA, and give --precision bf16",
         ),
         ("images", {"images": {**HEALTHY["images"], "writes": ["png", "tiff"]}}, "without jpeg", "pyvips"),
         (
@@ -339,9 +345,12 @@ def test_a_package_without_kernels_of_its_own_works_and_says_how_it_gets_them(st
 
 @pytest.mark.usefixtures("without_native")
 def test_kernels_that_were_not_built_are_missing_and_broken_ones_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: EngineStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "absent" in ask("native").facts
+    answer = ask("native")
+    assert "absent" in answer.facts
+    found = finding(judge(scene(store, {"native": answer})), "own kernels")
+    assert (found.state, found.fix) == (State.MISSING, "unset CMUDRN_NATIVE_LIBRARY")
     (tmp_path / "none.so").write_bytes(b"no library")
     assert "not a library of ours" in ask("native").failure
 

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from cmudrn.deploy.native import NativeBackend
 from cmudrn.deploy.native.library import (
     NativeNetwork,
     NativeSession,
+    NetworkConfig,
     chosen_isa,
     is_built,
     kernels_version,
@@ -44,6 +46,7 @@ from cmudrn.deploy.native.library import (
     load_library,
     usable_isas,
 )
+from cmudrn.deploy.probe import ask
 from cmudrn.engines.spec import EngineSpec, Precision
 from cmudrn.errors import EnvironmentMissing, UsageError
 
@@ -54,6 +57,32 @@ COMPILER = next((path for name in ("c++", "g++", "clang++") if (path := shutil.w
 WITH_COMPILER = pytest.mark.skipif(not COMPILER, reason="no C++ compiler: install g++")
 BUILT = pytest.mark.skipif(not is_built(), reason="the package has no kernels of its own here: make native")
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="by a script of the shell")
+
+# A whole library behind the interface, whose one fast instruction set restores all as grey.
+WRONG = """
+#include <cstring>
+#include "cmudrn_native.h"
+struct cmudrn_network { float grey; };
+struct cmudrn_session { float grey; };
+int cmudrn_abi() { return CMUDRN_ABI; }
+const char *cmudrn_isas() { return "avx2,direct"; }
+int cmudrn_has_isa(const char *isa) { return !std::strcmp(isa, "avx2") || !std::strcmp(isa, "direct"); }
+cmudrn_network *cmudrn_network_new(const float *, size_t, const cmudrn_config *, const char *isa) {
+    return new cmudrn_network{std::strcmp(isa, "direct") ? 0.5f + OFF : 0.5f};
+}
+void cmudrn_network_free(cmudrn_network *network) { delete network; }
+cmudrn_session *cmudrn_session_new(const cmudrn_network *network, int) {
+    return new cmudrn_session{network->grey};
+}
+void cmudrn_session_free(cmudrn_session *session) { delete session; }
+uint64_t cmudrn_session_bytes(const cmudrn_session *, int, int, int) { return 0; }
+int cmudrn_restore(cmudrn_session *session, const void *, void *out,
+                   int images, int rows, int columns, int, int) {
+    for (int value = 0; value < images * rows * columns * 3; ++value)
+        static_cast<float *>(out)[value] = session->grey;
+    return CMUDRN_OK;
+}
+"""
 
 # Tells which kernels were compiled with it, as a sum.
 CALLER = """
@@ -189,6 +218,27 @@ def test_a_build_that_fails_says_why_and_leaves_no_library(folder: Path, broken:
     assert "\n" not in str(failed.value)
     assert not target.exists()
     assert not list(folder.parent.glob(".native-*"))
+    assert f"{target}, of an earlier build, is removed" in str(failed.value)
+    with pytest.raises(BuildFailed) as again:
+        build(target, objects=folder.parent / "objects", folder=folder)
+    assert "earlier" not in str(again.value)
+
+
+@WITH_COMPILER
+@UNIX
+def test_the_library_that_is_there_stays_while_another_one_is_compiled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, log = tmp_path / LIBRARY, tmp_path / "seen"
+    build(target, objects=tmp_path / "objects", folder=folder)
+    before = target.stat().st_ino
+    told = f"ls -i {shlex.quote(str(target))} >> {shlex.quote(str(log))} || exit 1"
+    monkeypatch.setenv("CXX", compiler_that(tmp_path, told))
+    build(target, objects=tmp_path / "objects", folder=folder)
+    assert {line.split()[0] for line in log.read_text().splitlines()} == {
+        str(before)
+    }  # of every file, and when it is linked
+    assert target.stat().st_ino != before
 
 
 def test_without_a_compiler_that_is_said_and_is_an_error_only_where_it_is_asked_for(
@@ -197,9 +247,13 @@ def test_without_a_compiler_that_is_said_and_is_an_error_only_where_it_is_asked_
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     for options, code in ((), 1), (("--optional",), 0):
+        (tmp_path / LIBRARY).write_bytes(b"of an earlier build")
         monkeypatch.setattr(sys, "argv", ["build_native.py", "-o", str(tmp_path / LIBRARY), *options])
         assert main() == code
-        assert "no C++ compiler" in capsys.readouterr().err
+        [said] = capsys.readouterr().err.splitlines()
+        assert "no C++ compiler" in said
+        assert "of an earlier build, is removed" in said
+        assert not (tmp_path / LIBRARY).exists()
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with pytest.raises(BuildFailed, match="none: No such file"):
         build(tmp_path / LIBRARY, objects=tmp_path)
@@ -303,13 +357,28 @@ def test_the_library_has_one_name_where_it_is_built_and_where_it_is_loaded(
 
 
 @pytest.mark.usefixtures("without_native")
-def test_without_a_library_its_file_and_the_ways_out_are_named() -> None:
+def test_a_library_that_is_told_and_not_there_names_the_variable() -> None:
     assert not is_built()
     for asking in (load_library, usable_isas, NativeBackend(CHECKPOINT, FP32).__enter__):
-        with pytest.raises(EnvironmentMissing, match=r"none\.so: the package was built without") as missing:
+        with pytest.raises(EnvironmentMissing, match=r"CMUDRN_NATIVE_LIBRARY=.*none\.so: no such") as missing:
             asking()
+        assert missing.value.fix == "unset CMUDRN_NATIVE_LIBRARY"
+
+
+def test_a_package_without_kernels_offers_what_restores_in_the_precision_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CMUDRN_NATIVE_LIBRARY", raising=False)
+    monkeypatch.delenv("CMUDRN_ISA", raising=False)
+    monkeypatch.setattr("cmudrn.deploy.native.library.library_path", lambda: tmp_path / LIBRARY)
+    for precision, way_out in (
+        (Precision.FP32, "restore with --backend onnx"),
+        (Precision.BF16, "give --precision fp32"),  # ONNX Runtime has no bfloat16 here
+    ):
+        with pytest.raises(EnvironmentMissing, match="was built without") as missing:
+            chosen_isa(precision)
         assert "make native" in missing.value.fix
-        assert "--backend onnx" in missing.value.fix
+        assert missing.value.fix.endswith(way_out)
 
 
 @pytest.mark.usefixtures("without_native")
@@ -345,6 +414,23 @@ def test_a_library_of_others_or_of_another_version_is_not_taken(
     assert not is_built()
 
 
+@WITH_COMPILER
+@pytest.mark.parametrize(("off", "said"), [("0.0001f", "avx2 restores wrongly: 1.0e-04"), ("0.000001f", "")])
+def test_doctor_sees_kernels_that_load_and_restore_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str, said: str
+) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "wrong.cpp").write_text(WRONG.replace("OFF", off))
+    shutil.copy(SOURCES / "cmudrn_native.h", tmp_path / "sources")
+    target = tmp_path / LIBRARY
+    build(target, objects=tmp_path / "objects", folder=tmp_path / "sources")
+    monkeypatch.setenv("CMUDRN_NATIVE_LIBRARY", str(target))
+    monkeypatch.delenv("CMUDRN_ISA", raising=False)
+    answer = ask("native")
+    assert answer.failure.startswith(said) if said else not answer.failure
+    assert bool(answer.facts) is not bool(said)
+
+
 @BUILT
 def test_the_best_instruction_set_is_taken_unless_another_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CMUDRN_ISA", raising=False)
@@ -361,14 +447,17 @@ def test_the_best_instruction_set_is_taken_unless_another_is_forced(monkeypatch:
 
 
 @BUILT
-@pytest.mark.parametrize("isa", ["z80", "avx512bf16"])
-def test_an_instruction_set_that_cannot_be_taken_is_refused_with_those_that_can(
-    monkeypatch: pytest.MonkeyPatch, isa: str
+@pytest.mark.parametrize(
+    ("isa", "fix"),
+    [("z80", "direct"), ("avx512bf16", "unset CMUDRN_ISA, and give --precision bf16")],
+)
+def test_an_instruction_set_that_cannot_be_taken_is_refused_with_what_can(
+    monkeypatch: pytest.MonkeyPatch, isa: str, fix: str
 ) -> None:
     monkeypatch.setenv("CMUDRN_ISA", isa)
     with pytest.raises(UsageError, match=f"CMUDRN_ISA={isa}") as refused:
         NativeBackend(CHECKPOINT, FP32).__enter__()
-    assert "direct" in refused.value.fix
+    assert fix in refused.value.fix
     with pytest.raises(EnvironmentMissing, match="z80"), NativeNetwork(CHECKPOINT.tensors, CHECKPOINT, "z80"):
         pass
 
@@ -388,6 +477,31 @@ def test_bfloat16_is_refused_where_float32_is_forced_and_half_precision_always(
 
 
 # --- calling ----------------------------------------------------------------------------------------------
+
+
+@BUILT
+@pytest.mark.parametrize("threads", [-3, 0, 257])
+def test_a_session_takes_1_to_256_threads_and_the_backend_no_more(threads: int) -> None:
+    with NativeNetwork(CHECKPOINT.tensors, CHECKPOINT) as network:
+        with pytest.raises(UsageError, match=f"threads = {threads}") as refused:
+            NativeSession(network, threads)
+        assert "1 to 256" in refused.value.fix
+    with NativeBackend(CHECKPOINT, FP32, threads=1000) as backend:
+        assert backend.isa
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inter_loops": 0}, "inter_loops = 0"),
+        ({"intra_loops": 33}, "intra_loops = 33"),
+        ({"stitches": {"stem": 1.5}}, "alpha = 1.5"),
+        ({"stitches": {"tail": 0.5}}, "no stitch point 'tail'"),
+    ],
+)
+def test_a_shape_that_there_is_not_is_refused_before_the_kernels(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        NetworkConfig(**{"inter_loops": 1, "intra_loops": 1, "stitches": {}, **changes})
 
 
 @BUILT

@@ -169,7 +169,7 @@ def test_bfloat16_is_as_good_as_pytorchs(loops: int, weights: str) -> None:
 def test_halos_from_the_wrong_row_would_be_seen_here(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a fault planted in strips.cpp: a strip takes its left neighbour's columns from a row off."""
+    """With a fault planted in strip.hpp: a strip takes its left neighbour's columns from a row off."""
     planted = built("driver.cpp", Variant("planted", ("-DCMUDRN_PLANT_HALO_BUG",)), tmp_path_factory)
     monkeypatch.setenv(LIBRARY_VARIABLE, str(planted.library))
     configuration = Configuration(2, 1, ALL_POINTS)

@@ -27,6 +27,7 @@ from cmudrn.deploy.any_size import bf16_is_certified, graph_of
 from cmudrn.deploy.choice import choose
 from cmudrn.deploy.job import DEFAULT_OVERLAP_PX, DEFAULT_TILE_PX, BackendName, BackendOptions, InferJob
 from cmudrn.deploy.machine import describe_machine
+from cmudrn.deploy.native.library import is_built, kernels_version
 from cmudrn.deploy.parity.candidates import library_subject
 from cmudrn.deploy.profile import Goal, Profile, Spread, Way, read_profile, write_profile
 from cmudrn.deploy.profile_use import way_by_profile
@@ -158,7 +159,10 @@ def test_a_value_that_tune_would_not_write_is_refused(within: str, field: str, v
     refused(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize("field", [*plain(), *(f"way.{name}" for name in plain()["way"])])
+# Profiles of before have no kernels.
+@pytest.mark.parametrize(
+    "field", [*sorted(plain().keys() - {"kernels"}), *(f"way.{name}" for name in plain()["way"])]
+)
 def test_a_missing_value_is_named(field: str) -> None:
     fields = plain()
     inner, _, name = field.rpartition(".")
@@ -258,6 +262,21 @@ def test_another_machine_and_other_weights_are_noted(tmp_path: Path) -> None:
     save_checkpoint(random_checkpoint(), tmp_path / "mine.safetensors")
     _, notes = by_profile(profile_of(), weights=str(tmp_path / "mine.safetensors"))
     assert notes == [f"the profile was measured with other weights, {WEIGHTS[:12]}"]
+
+
+@pytest.mark.skipif(not is_built(), reason="the package has no kernels of its own here: make native")
+def test_kernels_of_another_library_or_instruction_set_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMUDRN_ISA", raising=False)
+    ours = Way(loops=2, backend=BackendName.NATIVE)
+    tuned = profile_of(ours, kernels=kernels_version(Precision.FP32))
+    assert Profile.from_json(tuned.to_json(), "profile.json") == tuned
+    assert by_profile(tuned) == (ours, [])
+    monkeypatch.setenv("CMUDRN_ISA", "direct")
+    [note] = by_profile(tuned)[1]
+    assert f"other kernels, {tuned.kernels}; here they are" in note
+    before = plain(profile_of(ours))
+    del before["kernels"]  # as profiles of before
+    assert Profile.from_json(json.dumps(before).encode(), "profile.json").kernels is None
 
 
 def test_newer_libraries_make_no_other_machine() -> None:

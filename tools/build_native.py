@@ -28,7 +28,15 @@ SOURCES = ROOT / "deploy" / "native"
 LIBRARY = {"win32": "cmudrn.dll", "darwin": "libcmudrn.dylib"}.get(sys.platform, "libcmudrn.so")
 FLAGS_VARIABLE = "CMUDRN_NATIVE_FLAGS"  # added to all, for sanitizers
 
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+# No contraction: on ARM it would round pixels once where the graph rounds twice. Kernels say otherwise below.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
 # Windows has neither: there all code can be moved, and threads need no library.
 SHARED = () if sys.platform == "win32" else ("-fPIC", "-pthread")
 # What is missing is found out here, not when the library is loaded; a sanitizer's functions are found then.
@@ -170,12 +178,25 @@ def compile_unit(unit: Unit, compiler: Compiler, headers: str, objects: Path) ->
 def build(
     target: Path, *, objects: Path, flags: Sequence[str] = (), folder: Path = SOURCES, jobs: int | None = None
 ) -> tuple[str, ...]:
-    """Compiles the library, and puts it there whole or not at all: what was there before is gone either way.
+    """Compiles the library, then puts it in the place of what was there before: until then, that one works.
 
     objects: a folder for what is compiled, kept to be quicker the next time. flags: for all files.
-    Returns the names of the instruction sets in it. Raises BuildFailed.
+    Returns the names of the instruction sets in it. Raises BuildFailed; nothing is there then, for kernels
+    of other sources than those beside them would go on unnoticed.
     """
-    target.unlink(missing_ok=True)
+    try:
+        return built(target, objects=objects, flags=flags, folder=folder, jobs=jobs)
+    except BuildFailed as exc:
+        if not target.exists():
+            raise
+        target.unlink()
+        raise BuildFailed(f"{exc}; {target}, of an earlier build, is removed") from exc
+
+
+def built(
+    target: Path, *, objects: Path, flags: Sequence[str], folder: Path, jobs: int | None
+) -> tuple[str, ...]:
+    """As `build`, but what is there stays where it fails."""
     told = shlex.split(os.environ.get(FLAGS_VARIABLE, ""))
     compiler = Compiler.found((*flags, *told))
     units = units_of(folder, compiler)

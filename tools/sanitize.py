@@ -5,8 +5,7 @@
 
 Builds deploy/native/ once for each, and runs tests/native/driver.cpp on it: sizes, configurations, threads
 and instruction sets, each held to "direct". What cannot be had here is a line, and the rest is run all the
-same.
-Exit code 1 where something failed.
+same. Exit code 1 where something failed.
 """
 
 from __future__ import annotations
@@ -53,7 +52,12 @@ SANITIZERS = (
         ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCMUDRN_POISON"),
         {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
     ),
-    Variant("thread", ("-O1", "-g", "-fsanitize=thread"), {"TSAN_OPTIONS": "halt_on_error=1"}),
+    # It sees no memcpy that GCC writes out, and by those strips hand on their edges.
+    Variant(
+        "thread",
+        ("-O1", "-g", "-fsanitize=thread", "-fno-builtin-memcpy"),
+        {"TSAN_OPTIONS": "halt_on_error=1"},
+    ),
 )
 # qemu's name for a processor: the instruction sets that ours must find on it.
 EMULATED: Mapping[str, tuple[str, ...]] = {

@@ -75,6 +75,8 @@ def linearity(times: Mapping[Work, Times]) -> dict[Work, float]:
 
     Best: the largest of these shares, either way, is as small as can be.
     """
+    if not times:
+        return {}
     rates = {work: one.median_s / (work.height * work.width) for work, one in times.items()}
     middle = (max(rates.values()) + min(rates.values())) / 2
     return {work: rate / middle - 1 for work, rate in rates.items()}
@@ -82,5 +84,7 @@ def linearity(times: Mapping[Work, Times]) -> dict[Work, float]:
 
 def speedups(times: Mapping[Work, Times]) -> dict[Work, float]:
     """Against the one with the fewest threads, which counts for one."""
+    if not times:
+        return {}
     first = min(times, key=lambda work: work.threads)
     return {work: times[first].median_s / one.median_s for work, one in times.items()}

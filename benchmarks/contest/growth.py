@@ -106,13 +106,17 @@ def thread_bar(times: Mapping[Work, Times]) -> Bar:
 
 
 def pixel_bar(loops: int, times: Mapping[Work, Times]) -> Bar:
-    """Missed, too, where the largest size could not be measured."""
+    """Not measured where the largest size could not be, unless those that could miss it already."""
+    what = f"time linear in the pixels, T = {loops}"
+    wanted = f"within {OFF_BY:.0%} up to {SIDES_PX[-1] ** 2 / 1e6:g} megapixels"
+    if not times:
+        return Bar(what=what, bar=wanted, found="", kept=None)
     off = max(map(abs, linearity(times).values()))
     ends = [work.height * work.width / 1e6 for work in (min(times), max(times))]
     whole = max(times).height == SIDES_PX[-1]
     return Bar(
-        what=f"time linear in the pixels, T = {loops}",
-        bar=f"within {OFF_BY:.0%} up to {SIDES_PX[-1] ** 2 / 1e6:g} megapixels",
+        what=what,
+        bar=wanted,
         found=f"within {off:.1%}, {ends[0]:g} to {ends[1]:g} megapixels",
         kept=off <= OFF_BY if whole or off > OFF_BY else None,
     )

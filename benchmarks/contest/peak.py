@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from cmudrn.deploy.benchmark.arithmetic import flops, values_moved
 from cmudrn.engines.spec import Precision
-from cmudrn.errors import EnvironmentMissing
+from cmudrn.errors import DeviceError, EnvironmentMissing
 from contest.contestants import Contestant, Program
 from contest.grid import Cell
 
@@ -66,7 +66,7 @@ class Probe(AbstractContextManager["Probe"]):
         self._folder.cleanup()
 
     def measure(self, threads: int) -> Peaks:
-        """A second for each instruction set."""
+        """A second for each instruction set. Raises DeviceError."""
         told = {isa: run(program, threads) for isa, program in self._programs.items()}
         return Peaks(
             flops_per_s={
@@ -104,7 +104,14 @@ def compiled(isa: str, folder: Path) -> Path:
 
 
 def run(program: Path, threads: int) -> dict[str, float]:
-    done = subprocess.run([program, str(threads)], capture_output=True, text=True, check=True)
+    """Raises DeviceError where it ends without an answer, as on an instruction that isn't there."""
+    try:
+        done = subprocess.run([program, str(threads)], capture_output=True, text=True, check=True)
+    except subprocess.CalledProcessError as exc:
+        raise DeviceError(
+            f"the processor's peak: {program.name} ended with exit code {exc.returncode}",
+            fix="shares of the peak are left out; the rest is measured all the same",
+        ) from exc
     return {name: float(rate) for name, rate in json.loads(done.stdout).items()}
 
 

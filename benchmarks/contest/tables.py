@@ -110,12 +110,16 @@ def peaks_table(peaks: Mapping[int, Peaks]) -> str:
 
 def growth_tables(growth: Growth) -> str:
     parts = [pixels_table(loops, times, growth) for loops, times in growth.pixels.items()]
+    if growth.loops:
+        parts.append(loops_table(growth.loops))
+    if growth.threads:
+        parts.append(threads_table(growth.threads))
     named = "".join(
         f"\nNot enough memory free for T = {work.loops}, {size_of(work)}: "
         f"{growth.bytes_needed[work] / GIGA:.1f} GB beside the image."
         for work in growth.too_large
     )
-    return "\n\n".join([*parts, loops_table(growth.loops), threads_table(growth.threads)]) + named
+    return "\n\n".join(parts) + named
 
 
 def pixels_table(loops: int, times: Mapping[Work, Times], growth: Growth) -> str:
@@ -167,10 +171,13 @@ def quality_table(qualities: Sequence[Quality]) -> str:
             str(one.levels),
             f"{one.psnr_db:.1f}",
             f"{one.mean_psnr_db:.1f}",
+            f"{one.parity_psnr_db:.1f}",
+            f"{one.parity_mean_psnr_db:.1f}",
         ]
         for one in qualities
     ]
     head = ["", "T", "float32", "float64", "grey levels", "PSNR, worst", "PSNR, mean"]
+    head += ["parity images, worst", "mean"]
     return table(head, rows)
 
 

@@ -60,7 +60,8 @@ PrecisionName = Annotated[
     typer.Option(
         "--precision",
         metavar="fp32|bf16",
-        help="Compute in this one alone; bf16 where `cmudrn parity-check` has passed it. Default: the usual.",
+        help="Compute in nothing else, engines too; bf16 where `cmudrn parity-check` has passed it. Default: "
+        "the best engine's; without one fp32, or what OpenVINO is certified in.",
         show_default=False,
     ),
 ]
@@ -186,7 +187,9 @@ def infer(
         out=out,
         loops=way.loops,
         output=one_of(Output, "--output", output),
-        precision=None if precision is None else one_of(Precision, "--precision", precision),
+        precision=None
+        if precision is None
+        else one_of(Precision, "--precision", precision, offered=(Precision.FP32, Precision.BF16)),
         tile_px=way.tile_px,
         overlap_px=overlap,
         batch=way.batch,

@@ -14,8 +14,9 @@ BackendChoice = Annotated[
     typer.Option(
         "--backend",
         metavar="auto|tensorrt|native|onnx|openvino|torch",
-        help="What restores. auto: certified engines that fit, else the package's own kernels on the CPU, "
-        "else ONNX Runtime.",
+        help="What restores: TensorRT engines, the package's own kernels, ONNX Runtime, OpenVINO or PyTorch. "
+        "auto: the first that can of certified engines, native on the CPU, openvino if its bfloat16 is "
+        "certified, onnx.",
     ),
 ]
 Devices = Annotated[

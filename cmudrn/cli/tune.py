@@ -220,8 +220,10 @@ def measure(tuner: Tuner, bar: Bar, quality: Quality, *, show_all: bool) -> list
 def write(out: Path, best: Measured, tuner: Tuner, quality: Quality, machine: Machine) -> None:
     """The profile, and its engine into the store, where that was built to be measured."""
     from cmudrn.checkpoint import read_checkpoint
-    from cmudrn.deploy.job import CPU, ON_CPU_ALONE
+    from cmudrn.deploy.job import CPU, ON_CPU_ALONE, BackendName
+    from cmudrn.deploy.native.library import kernels_version
     from cmudrn.deploy.profile import Profile, write_profile
+    from cmudrn.engines.spec import Precision
 
     setting = tuner.job.setting
     if tuner.keep(best.way):
@@ -238,6 +240,7 @@ def write(out: Path, best: Measured, tuner: Tuner, quality: Quality, machine: Ma
         alone=best.alone,
         stream=best.stream,
         machine=machine.to_json(),
+        kernels=kernels_version(Precision.FP32) if best.way.backend is BackendName.NATIVE else None,
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     write_profile(profile, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -64,11 +64,12 @@ def need_writable(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: not a regular file", fix="name a file, or none that is there")
 
 
-def one_of(choices: type[Choice], option: str, value: str) -> Choice:
-    """The choice that an option names. Raises UsageError."""
+def one_of(choices: type[Choice], option: str, value: str, *, offered: Collection[Choice] = ()) -> Choice:
+    """The choice that an option names. offered: where not all are. Raises UsageError."""
     if value not in [choice.value for choice in choices]:
         raise UsageError(
-            f"{option} {value}", fix="choose from " + ", ".join(choice.value for choice in choices)
+            f"{option} {value}",
+            fix="choose from " + ", ".join(choice.value for choice in offered or choices),
         )
     return choices(value)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.deploy.benchmark.timing import Run, timed
-from cmudrn.deploy.native.library import is_built
+from cmudrn.deploy.native.library import is_built, kernels_version
 from cmudrn.engines.spec import EngineSpec, Pixel, Precision
 from cmudrn.errors import EnvironmentMissing, UsageError
 
@@ -141,7 +141,7 @@ class Opened:
     run: Run  # restores the batch once
     clock: str  # by which a run is timed
     about: str = ""  # what exactly runs, where the name doesn't say it
-    plan: str = ""  # of an engine: the start of its plan's SHA-256
+    plan: str = ""  # of an engine: the start of its plan's SHA-256; of our kernels: their version
 
 
 def usual_contestants(conditions: Conditions) -> tuple[Contestant, ...]:
@@ -208,7 +208,8 @@ def open_on_cpu(contestant: Contestant, case: Case, conditions: Conditions) -> I
     job = InferJob(sources=(Path(),), loops=case.loops, weights=conditions.weights, backend=options)
     pixels = random_pixels(case)
     with open_backend(options.name, job, case.spec(contestant)) as backend:
-        yield Opened(timed(lambda: list(backend.stream([pixels]))), "wall", backend.label)
+        plan = kernels_version(contestant.precision) if contestant.kind is Kind.NATIVE else ""
+        yield Opened(timed(lambda: list(backend.stream([pixels]))), "wall", backend.label, plan)
 
 
 @contextmanager

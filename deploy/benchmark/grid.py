@@ -13,6 +13,7 @@ from cmudrn.deploy.benchmark.contestants import (
     Case,
     Conditions,
     Contestant,
+    Kind,
     Opened,
     Place,
     open_contestant,
@@ -22,6 +23,7 @@ from cmudrn.deploy.benchmark.peak import Peak, measure_peak
 from cmudrn.deploy.benchmark.table import Cell, Gap, Key, Table, Terms
 from cmudrn.deploy.benchmark.timing import Effort, Times, take_turns
 from cmudrn.deploy.machine import available_cores, describe_machine
+from cmudrn.deploy.native.library import kernels_version
 from cmudrn.engines.spec import Precision
 from cmudrn.errors import CmudrnError, UsageError
 
@@ -46,21 +48,30 @@ class BenchmarkPlan:
     def left(self, case: Case, table: Table) -> dict[Contestant, Key]:
         """Those that the table has no figure of; what was missing is tried again.
 
-        A figure of an engine that was built anew since is none; one of an engine that is gone stays.
+        A figure of an engine, or of our kernels, that were built anew since is none, nor is one of another
+        instruction set; one of what is gone stays.
         """
         keys = {one: key_of(one, case, self.conditions) for one in self.contestants}
         return {one: key for one, key in keys.items() if not self._has(table, one, key)}
 
     def _has(self, table: Table, contestant: Contestant, key: Key) -> bool:
         cell = table.cells.get(key)
-        if cell is None or contestant.kind not in OF_ENGINES:
-            return cell is not None
-        from cmudrn.deploy.benchmark.engine_timing import plan_of
-
+        if cell is None:
+            return False
         try:
-            return cell.plan == plan_of(contestant, key.case, self.conditions)
+            return cell.plan == self._plan_now(contestant, key.case)
         except CmudrnError:
             return True
+
+    def _plan_now(self, contestant: Contestant, case: Case) -> str:
+        """As `Opened.plan`. Raises what opening it raises."""
+        if contestant.kind is Kind.NATIVE:
+            return kernels_version(contestant.precision)
+        if contestant.kind not in OF_ENGINES:
+            return ""
+        from cmudrn.deploy.benchmark.engine_timing import plan_of
+
+        return plan_of(contestant, case, self.conditions)
 
     def of(self, table: Table) -> tuple[list[Cell], list[Gap]]:
         """What the table has of this plan, in its order, and what is missing."""

@@ -63,7 +63,7 @@ class Cell:
     runs: int  # that counted
     clock: str
     about: str
-    plan: str  # of an engine: the start of its plan's SHA-256; a figure is of one build of it
+    plan: str  # as `Opened.plan`: a figure is of one build of an engine, or of our kernels
     peak_flops_per_s: float | None  # of a matrix product on the same device in the same precision
     peak_bytes_per_s: float | None  # of a copy there
     began: str  # UTC: cells of one time took turns, and only their ratios are fair
@@ -112,7 +112,7 @@ class Cell:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Cell:
-        told = {"plan": "", **row}  # tables of before have no plans: their engines' cells are of others
+        told = {"plan": "", **row}  # tables of before have no plans: such cells are of others
         return cls(**{one.name: told[one.name] for one in fields(cls)})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cmudrn.deploy.doctor.findings import Finding, Scene, State, mismatched, missing, ok
-from cmudrn.deploy.native.library import ISA_VARIABLE
+from cmudrn.deploy.native.library import GIVE_HALF, HALF, ISA_VARIABLE, LIBRARY_VARIABLE
 from cmudrn.deploy.probe import Answer
 
 __all__ = [
@@ -25,10 +25,9 @@ __all__ = [
 ]
 
 NO_DRIVER = "install NVIDIA's driver; without a GPU none is needed"
-OTHERS_RESTORE = "ONNX Runtime restores in their place, later"
+OTHERS_RESTORE = "ONNX Runtime restores in their place, slower"
 REBUILD = (
-    "with g++ installed: pip install --force-reinstall --no-deps --no-binary cmudrn cmudrn; in a checkout "
-    "`make native`"
+    "with g++ installed, in the source folder: pip install --force-reinstall --no-deps . (or `make native`)"
 )
 BASIC_FORMATS = {"jpeg", "png", "tiff"}
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-gpu")
@@ -90,10 +89,15 @@ def check_images(scene: Scene) -> Iterator[Finding]:
 def check_native(scene: Scene) -> Iterator[Finding]:
     """Our own kernels: what they were built for, and which of that the processor has."""
     answer = scene.answers["native"]
-    if "absent" in answer.facts:
+    if answer.facts.get("told"):
+        found = f"{LIBRARY_VARIABLE}={answer.facts['absent']}: no such file; {OTHERS_RESTORE}"
+        yield missing("own kernels", found, f"unset {LIBRARY_VARIABLE}")
+    elif "absent" in answer.facts:
         yield missing("own kernels", f"not built; {OTHERS_RESTORE}", REBUILD)
     elif answer.failure:
         fix = f"unset {ISA_VARIABLE}" if answer.failure.startswith(ISA_VARIABLE) else REBUILD
+        if answer.failure.startswith(f"{ISA_VARIABLE}={HALF}:"):
+            fix += f", and {GIVE_HALF}"
         yield mismatched("own kernels", answer.failure, fix)
     else:
         facts = answer.facts

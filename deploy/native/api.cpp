@@ -17,7 +17,7 @@ struct cmudrn_session {
 
 namespace {
 
-constexpr int MAX_LOOPS = 32;
+using cmudrn::MAX_LOOPS;
 // More than memory holds, and little enough that the sizes of all that is computed from them fit in 64 bits.
 constexpr int MAX_BATCH = 1 << 16;
 constexpr int MAX_SIDE = 1 << 24;
@@ -95,15 +95,19 @@ void cmudrn_session_free(cmudrn_session* session) { delete session; }
 
 uint64_t cmudrn_session_bytes(const cmudrn_session* session, int batch, int height, int width) {
     if (session == nullptr || !is_shape(batch, height, width)) return 0;
-    return session->session->bytes(batch, height, width);
+    try {
+        return session->session->bytes(batch, height, width);
+    } catch (...) {
+        return UINT64_MAX;
+    }
 }
 
 int cmudrn_restore(cmudrn_session* session, const void* in, void* out, int batch, int height, int width, int pixel,
                    int output) {
     if (session == nullptr || !is_between(pixel, CMUDRN_UINT8, CMUDRN_FLOAT32)) return CMUDRN_BAD_ARGUMENT;
     if (!is_between(output, CMUDRN_FUSED, CMUDRN_SNOW)) return CMUDRN_BAD_ARGUMENT;
-    const cmudrn::Request request{in, out, batch, height, width, static_cast<cmudrn_pixel>(pixel),
-                                  static_cast<cmudrn_output>(output)};
+    const cmudrn::Request request{
+        in, out, batch, height, width, static_cast<cmudrn_pixel>(pixel), static_cast<cmudrn_output>(output)};
     if (!is_valid(request)) return CMUDRN_BAD_ARGUMENT;
     try {
         session->session->restore(request);

@@ -9,7 +9,14 @@ from types import TracebackType
 from cmudrn.checkpoint import Checkpoint, check_tensors
 from cmudrn.deploy.backend import PixelBatch
 from cmudrn.deploy.batches import check_batch
-from cmudrn.deploy.native.library import HALF, NativeNetwork, NativeSession, NetworkConfig, chosen_isa
+from cmudrn.deploy.native.library import (
+    HALF,
+    MOST_THREADS,
+    NativeNetwork,
+    NativeSession,
+    NetworkConfig,
+    chosen_isa,
+)
 from cmudrn.engines.spec import EngineSpec, Precision
 from cmudrn.errors import UsageError
 
@@ -20,7 +27,8 @@ class NativeBackend(AbstractContextManager["NativeBackend"]):
     """The network with a checkpoint's weights; batches of any size and shape.
 
     spec.precision: FP32, or BF16 for features in bfloat16. spec.output says which image comes back.
-    threads: of one batch; None for one on each core. isa: None for the best here, or what CMUDRN_ISA says.
+    threads: of one batch, 256 at most even if more are told; None for one on each core. isa: None for the
+    best here, or what CMUDRN_ISA says.
     Raises UsageError for another precision, or an isa of the other one. Entering raises EnvironmentMissing
     where the library isn't there, or it or the processor doesn't have that isa; CheckpointError for weights
     of another network.
@@ -47,11 +55,12 @@ class NativeBackend(AbstractContextManager["NativeBackend"]):
     def __enter__(self) -> NativeBackend:
         checkpoint, loops = self._checkpoint, self.spec.loops
         check_tensors(checkpoint, "weights")
+        threads = None if self._threads is None else min(self._threads, MOST_THREADS)
         config = NetworkConfig(inter_loops=loops, intra_loops=loops, stitches=checkpoint.stitches)
         self.isa = self._told_isa or chosen_isa(self.spec.precision)
         with ExitStack() as taken:
             network = taken.enter_context(NativeNetwork(checkpoint.tensors, config, self.isa))
-            self._session = taken.enter_context(NativeSession(network, self._threads))
+            self._session = taken.enter_context(NativeSession(network, threads))
             self._taken = taken.pop_all()
         return self
 

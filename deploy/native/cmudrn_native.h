@@ -58,10 +58,11 @@ CMUDRN_API void cmudrn_network_free(cmudrn_network *network); /* after its sessi
 CMUDRN_API cmudrn_session *cmudrn_session_new(const cmudrn_network *network, int threads);
 CMUDRN_API void cmudrn_session_free(cmudrn_session *session); /* NULL is fine */
 
-/* Bytes that a batch of this size needs, and that the session keeps from the first call of the largest size on. */
+/* Bytes that a batch of this size needs, and that the session keeps from the first call of the largest size on. 0 for
+   what cmudrn_restore calls a bad argument; UINT64_MAX for more work than can be counted, which it has no memory for. */
 CMUDRN_API uint64_t cmudrn_session_bytes(const cmudrn_session *session, int batch, int height, int width);
 
-/* in, out: [batch, height, width, 3], contiguous, of `pixel`; they may not overlap. out is clamped to [0, 1];
+/* in, out: [batch, height, width, 3], contiguous, aligned, of `pixel`; they may not overlap. out is clamped to [0, 1];
    uint8 is rounded half up. Finite input only. The same bytes whatever the number of threads. */
 CMUDRN_API int cmudrn_restore(cmudrn_session *session, const void *in, void *out, int batch, int height, int width,
                               int pixel, int output);

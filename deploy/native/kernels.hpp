@@ -31,7 +31,7 @@ constexpr std::size_t packed_floats(int inputs, int outputs) {
 constexpr int MAX_TILES = 16;
 constexpr int MAX_TILES_ODD = MAX_TILES | 1;
 constexpr int POSITION_STRIDE = MAX_TILES_ODD * PIXEL;
-constexpr int SCRATCH_FLOATS = (3 * 12 + 2 * 20) * POSITION_STRIDE;
+constexpr int SCRATCH_FLOATS = (2 * 12 + 2 * 20) * POSITION_STRIDE;
 
 struct Kernels {
     const char* isa;

@@ -29,7 +29,7 @@ from cmudrn.deploy.backend import PixelBatch
 from cmudrn.deploy.machine import available_cores
 from cmudrn.engines.spec import Output, Precision
 from cmudrn.errors import EnvironmentMissing, ImageError, UsageError
-from cmudrn.stitches import STITCH_POINTS
+from cmudrn.stitches import STITCH_POINTS, check_stitches
 from cmudrn.wording import one_line
 
 __all__ = [
@@ -43,14 +43,19 @@ __all__ = [
     "library_path",
     "load_library",
     "usable_isas",
+    "what_is_broken",
 ]
 
 LIBRARY_VARIABLE, ISA_VARIABLE = "CMUDRN_NATIVE_LIBRARY", "CMUDRN_ISA"
 FILE = {"win32": "cmudrn.dll", "darwin": "libcmudrn.dylib"}.get(sys.platform, "libcmudrn.so")
 HALF = "avx512bf16"  # the one instruction set that rounds more than float32 does
+IS_HALF, GIVE_HALF = "it rounds to bfloat16, and float32 is asked for", "give --precision bf16"
 MOST_THREADS = 256
-ANOTHER_WAY = "; or restore with --backend onnx"
-BUILD = f"`make native` in a checkout, or install the package again where a C++ compiler is{ANOTHER_WAY}"
+MOST_LOOPS = 32
+ANOTHER_BACKEND, ANOTHER_PRECISION = "restore with --backend onnx", "give --precision fp32"
+BUILD = (
+    f"`make native` in a checkout, or install the package again where a C++ compiler is; or {ANOTHER_BACKEND}"
+)
 
 # cmudrn_native.h
 ABI = 1
@@ -82,11 +87,17 @@ class Shaped(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The depth and the stitches."""
+    """The depth and the stitches. Raises UsageError for those that there aren't."""
 
     inter_loops: int  # stages, 1 to 32
     intra_loops: int  # times that the two residual blocks run in a stage, 1 to 32
     stitches: Mapping[str, float]  # point: alpha; as `check_stitches` wants them
+
+    def __post_init__(self) -> None:
+        for name, loops in (("inter_loops", self.inter_loops), ("intra_loops", self.intra_loops)):
+            if not 1 <= loops <= MOST_LOOPS:
+                raise UsageError(f"{name} = {loops}", fix=f"give 1 to {MOST_LOOPS}")
+        check_stitches(self.stitches)
 
 
 def library_path() -> Path:
@@ -109,9 +120,22 @@ def is_built() -> bool:
     return True
 
 
+def what_is_broken() -> str:
+    """Why a library that is there cannot be taken, in a line; empty where it can, or there is none."""
+    try:
+        load_library()
+    except EnvironmentMissing as exc:
+        return exc.what if library_path().exists() else ""
+    return ""
+
+
 @cache
 def _loaded(path: Path) -> ctypes.CDLL:
     if not path.is_file():
+        if os.environ.get(LIBRARY_VARIABLE):
+            raise EnvironmentMissing(
+                f"{LIBRARY_VARIABLE}={path}: no such file", fix=f"unset {LIBRARY_VARIABLE}"
+            )
         raise EnvironmentMissing(f"{path}: the package was built without kernels of its own", fix=BUILD)
     try:
         # Calls through CDLL release Python's lock.
@@ -170,17 +194,26 @@ def chosen_isa(precision: Precision) -> str:
     """
     if precision is Precision.FP16:
         raise UsageError(f"the package's own kernels in {precision.value}", fix="give fp32 or bf16")
-    usable, told = usable_isas(), os.environ.get(ISA_VARIABLE, "")
+    told = os.environ.get(ISA_VARIABLE, "")
     if precision is Precision.FP32:
+        usable = usable_isas()
+        if told == HALF:
+            raise UsageError(
+                f"{ISA_VARIABLE}={HALF}: {IS_HALF}", fix=f"unset {ISA_VARIABLE}, and {GIVE_HALF}"
+            )
         if told and told not in usable:
             raise UsageError(f"{ISA_VARIABLE}={told}: not here", fix=f"give one of {', '.join(usable)}")
         return told or usable[0]
     if told not in ("", HALF):
         raise UsageError(f"{ISA_VARIABLE}={told}: not in bf16", fix=f"unset it, or give {HALF}")
-    if not has_isa(HALF):
+    try:
+        here = has_isa(HALF)
+    except EnvironmentMissing as exc:  # ONNX Runtime has no bfloat16 here
+        raise EnvironmentMissing(exc.what, fix=exc.fix.replace(ANOTHER_BACKEND, ANOTHER_PRECISION)) from exc
+    if not here:
         raise EnvironmentMissing(
             "the package's own kernels in bf16: this processor, or this build of them, has no AVX-512 bf16",
-            fix="give --precision fp32",
+            fix=ANOTHER_PRECISION,
         )
     return HALF
 
@@ -224,7 +257,9 @@ class NativeNetwork(AbstractContextManager["NativeNetwork"]):
         address = library.cmudrn_network_new(flat.ctypes.data, flat.size, ctypes.byref(shape), isa.encode())
         if not address:
             loops = f"{config.inter_loops} and {config.intra_loops} loops"
-            raise UsageError(f"{loops}: refused by the kernels", fix="give 1 to 32, with memory left")
+            raise UsageError(
+                f"{loops}: refused by the kernels", fix=f"give 1 to {MOST_LOOPS}, with memory left"
+            )
         self._library, self._address = library, address
         return self
 
@@ -251,13 +286,18 @@ class NativeNetwork(AbstractContextManager["NativeNetwork"]):
 class NativeSession(AbstractContextManager["NativeSession"]):
     """The memory that batches need: it grows with the largest one, and is freed at the end.
 
-    threads: at most so many work on a batch, and end with it; None for one on each core.
-    May be used by several threads, which wait for each other, and by a process forked from this one.
+    threads: at most so many work on a batch, and end with it, 1 to 256; None for one on each core.
+    May be used by several threads, which wait for each other, and by a process forked from this one. Raises
+    UsageError for another number of threads.
     """
 
     def __init__(self, network: NativeNetwork, threads: int | None = None) -> None:
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise UsageError(
+                f"threads = {threads}", fix=f"give 1 to {MOST_THREADS}, or None for one on each core"
+            )
         self._network = network
-        self._threads = min(threads or available_cores(), MOST_THREADS)
+        self._threads = threads or min(available_cores(), MOST_THREADS)
         self._library: ctypes.CDLL | None = None
         self._address: int | None = None
         self._turn, self._process = threading.Lock(), os.getpid()

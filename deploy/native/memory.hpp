@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <limits>
 #include <new>
+#include <utility>
 
 namespace cmudrn {
 
@@ -29,9 +30,9 @@ public:
 
 private:
     void release() {
-        ::operator delete(data_, std::align_val_t{CACHE_LINE});
-        data_ = nullptr;
+        // Forgotten first: a process that forks right here has a session that holds nothing, not something freed.
         floats_ = 0;
+        ::operator delete(std::exchange(data_, nullptr), std::align_val_t{CACHE_LINE});
     }
 
     float* data_ = nullptr;

@@ -14,8 +14,8 @@ struct Packed : Prepared {
     struct OfBranch {
         const float *conv_in, *blocks[4], *conv_out;
     } branch[2];  // rain, snow
-    float levels[256];  // of uint8 pixels, in [0, 1]
     const float *fusion_conv1, *fusion_conv2, *fusion_conv3;
+    float levels[256];  // of uint8 pixels, in [0, 1]
 
 private:
     Memory memory_;

@@ -13,8 +13,11 @@
 
 namespace cmudrn {
 
-constexpr int RING_ROWS = 6;  // two of the last step, four of this one
-constexpr int HALO = 2;       // columns that a strip's layers need of the strip to the left
+constexpr int RING_ROWS = 6;                       // two of the last step, four of this one
+constexpr int NARROW_STRIP = 32, WIDE_STRIP = 64;  // pixels
+static_assert(WIDE_STRIP <= MAX_TILES * TILE, "scratch holds a row of it");
+static_assert(sizeof(std::size_t) == 8, "offsets into 64 bytes a pixel; without it ONNX Runtime restores");
+constexpr int HALO = 2;  // columns that a strip's layers need of the strip to the left
 
 // One pass over the image: strips from left to right, steps from top to bottom.
 struct Stage {
@@ -83,8 +86,8 @@ private:
     static int round_up(int pixels) { return (pixels + TILE - 1) / TILE * TILE; }
 
     // Narrow, so that the rings of a stage stay in the second-level cache: 26 KB a layer of both branches at 32
-    // pixels. Where they wouldn't all the same, wider: less passes from strip to strip.
-    static int best_strip_width(int intra_loops) { return intra_loops <= 4 ? 32 : 64; }
+    // pixels. Where they wouldn't all the same, wider: fewer passes from strip to strip.
+    static int best_strip_width(int intra_loops) { return intra_loops <= 4 ? NARROW_STRIP : WIDE_STRIP; }
 
     Stage stage(Stage::Kind kind, int shift) const {
         const auto cover = [shift](int pixels, int each) { return (pixels - 1 + shift) / each + 1; };

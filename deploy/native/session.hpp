@@ -20,6 +20,7 @@ struct Request {
     cmudrn_output output;
 };
 
+constexpr int MAX_LOOPS = 32;
 constexpr int MAX_THREADS = 256;
 
 class Session {

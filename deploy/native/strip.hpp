@@ -23,6 +23,7 @@
 #include "kernels.hpp"
 #include "packed.hpp"
 #include "plan.hpp"
+#include "session.hpp"
 
 namespace cmudrn {
 
@@ -30,6 +31,7 @@ constexpr int Y = 0, X_RAIN = RGB, X_SNOW = 2 * RGB;  // where in a pixel betwee
 constexpr int BRANCHES = 2;
 constexpr int LAYERS_OF_BLOCKS = 4;     // of both residual blocks
 constexpr int ABOVE = 256 * RING_ROWS;  // more rows than any layer begins above the image
+static_assert(ABOVE > LAYERS_OF_BLOCKS * MAX_LOOPS + 2 * TILE, "of the deepest network");
 
 // A pixel's colour, and nothing.
 typedef float Colour __attribute__((vector_size(RGB * sizeof(float)), may_alias));

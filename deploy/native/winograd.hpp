@@ -190,13 +190,13 @@ INLINE const float* input_of(const float* v, int second, int step) {
 // Where scratch has what: transformed pixels of a pair, sums, and values on their way to pixels for two results.
 struct Scratch {
     static constexpr int PAIR = PAIR_POSITIONS * POSITION_STRIDE;
-    static_assert(3 * PAIR + 2 * KEPT_ROWS * POSITION_STRIDE == SCRATCH_FLOATS,
+    static_assert(2 * PAIR + 2 * KEPT_ROWS * POSITION_STRIDE == SCRATCH_FLOATS,
                   "kernels.hpp tells how much there is");
 
     explicit Scratch(float* start) : v(start) {}
 
     float* sums() const { return v + PAIR; }
-    float* kept(int result) const { return v + 3 * PAIR + result * KEPT_ROWS * POSITION_STRIDE; }
+    float* kept(int result) const { return v + 2 * PAIR + result * KEPT_ROWS * POSITION_STRIDE; }
 
     float* const v;
 };

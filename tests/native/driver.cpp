@@ -52,8 +52,10 @@ Plan few() {
             4};
 }
 
-/* For emulators. */
-Plan fewest() { return {{{2, 2, 0.7f, 0.9f, 0.8f, 0.6f}}, {{1, 9, 100}, {1, 1, 1}, {2, 9, 13}}, {1, 3}, 2e8, 1}; }
+/* For emulators. Three images go through two canvases by turns. */
+Plan fewest() {
+    return {{{2, 2, 0.7f, 0.9f, 0.8f, 0.6f}}, {{1, 9, 100}, {1, 1, 1}, {2, 9, 13}, {3, 5, 40}}, {1, 3}, 2e8, 1};
+}
 
 Plan many() {
     Plan plan = few();
