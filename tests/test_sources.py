@@ -231,7 +231,7 @@ def test_a_slip_of_the_hand_is_refused(photos: Path) -> None:
         ({"devices": ("cpu",), "name": BackendName.TENSORRT}, "engines run on a GPU"),
         ({"devices": ("cpu", "0")}, "--device cpu, and another"),
         ({"devices": ("1", "0", "1")}, "--device 1 --device 0 --device 1"),
-        ({"devices": ("0",), "name": BackendName.OPENVINO}, "OpenVINO runs on the CPU"),
+        ({"devices": ("0",), "name": BackendName.OPENVINO}, "--backend openvino: it runs on the CPU"),
     ],
 )
 def test_devices_that_contradict_are_refused(options: dict[str, Any], said: str) -> None:

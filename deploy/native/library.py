@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -283,6 +284,19 @@ class NativeNetwork(AbstractContextManager["NativeNetwork"]):
         return self._library, self._address
 
 
+SESSIONS: weakref.WeakSet[NativeSession] = weakref.WeakSet()
+
+
+def renew_locks() -> None:
+    """In a forked child: a thread that held one when the process forked isn't there."""
+    for session in SESSIONS:
+        session.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=renew_locks)
+
+
 class NativeSession(AbstractContextManager["NativeSession"]):
     """The memory that batches need: it grows with the largest one, and is freed at the end.
 
@@ -300,7 +314,8 @@ class NativeSession(AbstractContextManager["NativeSession"]):
         self._threads = threads or min(available_cores(), MOST_THREADS)
         self._library: ctypes.CDLL | None = None
         self._address: int | None = None
-        self._turn, self._process = threading.Lock(), os.getpid()
+        self._turn = threading.Lock()
+        SESSIONS.add(self)
 
     def __enter__(self) -> NativeSession:
         library, network = self._network.handle
@@ -315,9 +330,10 @@ class NativeSession(AbstractContextManager["NativeSession"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._library is not None:
-            self._library.cmudrn_session_free(self._address)
-        self._library = self._address = None
+        with self._turn:
+            if self._library is not None:
+                self._library.cmudrn_session_free(self._address)
+            self._library = self._address = None
 
     def bytes_for(self, batch: int, height: int, width: int) -> int:
         """That it holds from the first batch of that size on, beside the images themselves."""
@@ -330,7 +346,6 @@ class NativeSession(AbstractContextManager["NativeSession"]):
         The same bytes whatever the number of threads. Raises TypeError for another kind, ImageError where the
         memory is short; smaller ones can be restored then.
         """
-        library, address = self._opened()
         # Behind this an array is a bare address: another type or size would be read past its end.
         if batch.dtype not in PIXELS or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape:
             raise TypeError(
@@ -338,9 +353,10 @@ class NativeSession(AbstractContextManager["NativeSession"]):
             )
         images, height, width, _ = batch.shape
         try:
-            given = np.ascontiguousarray(batch)
+            given = np.require(batch, requirements=("C", "ALIGNED"))
             restored: PixelBatch = np.empty(batch.shape, batch.dtype)
-            with self._alone():
+            with self._turn:
+                library, address = self._opened()
                 status = library.cmudrn_restore(
                     address, given.ctypes.data, restored.ctypes.data, images, height, width,
                     PIXELS[given.dtype], OUTPUTS[output],
@@ -357,11 +373,9 @@ class NativeSession(AbstractContextManager["NativeSession"]):
             raise RuntimeError(f"cmudrn_restore: status {status} for {batch.dtype} {batch.shape}")
         return restored
 
-    def _alone(self) -> threading.Lock:
-        """The lock of this process: a thread that held it when the process forked isn't in the new one."""
-        if self._process != os.getpid():
-            self._turn, self._process = threading.Lock(), os.getpid()
-        return self._turn
+    def renew_lock(self) -> None:
+        """After a fork, in the child."""
+        self._turn = threading.Lock()
 
     def _opened(self) -> tuple[ctypes.CDLL, int]:
         if self._library is None or self._address is None:
