@@ -57,25 +57,13 @@ private:
         row_of_products<Values, TILES, INPUTS>(v + result.first + first_tile * PIXEL, result.second - result.first,
                                                u, ORDER == 0 ? result.weights : nullptr, own);
         UNROLL
-        for (int t = 0; t < TILES; t++) UNROLL
-        for (int c = 0; c < TILE; c++) {
-            float* const kept = result.kept + c * POSITION_STRIDE + (first_tile + t) * PIXEL;
-            if (ORDER < 5)
-                store(kept + ORDER * TILE * POSITION_STRIDE, own[t][c]);
-            else
-                column(kept, own[t][c], result, ((first_tile + t) * TILE + c) * PIXEL);
+        for (int t = 0; t < TILES; t++) {
+            const int tile = first_tile + t;
+            finish_row<Vector, ORDER>(own[t], result.kept + tile * PIXEL, POSITION_STRIDE,
+                                      [&](int row, int column, Vector value) INLINE_LAMBDA {
+                                          put_pixel(value, result, row, (tile * TILE + column) * PIXEL);
+                                      });
         }
-    }
-
-    // A^T of the rows that are kept, and of the last: a column of pixels.
-    INLINE_MEMBER static void column(const float* kept, Vector last, const Result& result, int at) {
-        const auto row = [kept](int order)
-                             INLINE_LAMBDA { return load<Vector>(kept + order * TILE * POSITION_STRIDE); };
-        const Vector m[WINDOW] = {row(4), row(0), row(1), row(2), row(3), last};
-        Vector pixels[TILE];
-        to_pixels(m, pixels);
-        UNROLL
-        for (int r = 0; r < TILE; r++) put_pixel(pixels[r], result, r, at);
     }
 };
 

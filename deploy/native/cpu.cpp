@@ -3,13 +3,9 @@
 
 #if defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86)
 
-#include <cstdint>
-
-#if defined(_MSC_VER) && !defined(__clang__)
-#include <intrin.h>
-#else
 #include <cpuid.h>
-#endif
+
+#include <cstdint>
 
 namespace cmudrn {
 
@@ -20,22 +16,6 @@ struct Registers {
 };
 
 bool has_bit(uint64_t word, int bit) { return (word >> bit & 1) != 0; }
-
-#if defined(_MSC_VER) && !defined(__clang__)
-
-// Zeros for a leaf that the processor doesn't know.
-Registers cpuid(uint32_t leaf, uint32_t part) {
-    int out[4];
-    __cpuid(out, 0);
-    if (static_cast<uint32_t>(out[0]) < leaf) return {};
-    __cpuidex(out, static_cast<int>(leaf), static_cast<int>(part));
-    return {static_cast<uint32_t>(out[0]), static_cast<uint32_t>(out[1]), static_cast<uint32_t>(out[2]),
-            static_cast<uint32_t>(out[3])};
-}
-
-uint64_t kept_registers() { return _xgetbv(0); }
-
-#else
 
 // Zeros for a leaf that the processor doesn't know.
 Registers cpuid(uint32_t leaf, uint32_t part) {
@@ -50,8 +30,6 @@ uint64_t kept_registers() {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return static_cast<uint64_t>(high) << 32 | low;
 }
-
-#endif
 
 constexpr uint64_t YMM_STATE = 0x06;         // SSE and the upper halves of YMM
 constexpr uint64_t ZMM_STATE = 0xe0 | 0x06;  // and masks, the upper halves of ZMM 0 to 15, ZMM 16 to 31

@@ -1,16 +1,10 @@
-// The build defines CMUDRN_WITH_<ISA> for every kernels_<isa>.cpp that it compiles, and strips.cpp with them.
-// base is the least of them; without it there is only the direct way.
+// The build defines CMUDRN_WITH_<ISA> for every kernels_<isa>.cpp that it compiles; base is always among them.
 #include "isa.hpp"
 
 #include <cstring>
 
 #include "cpu.hpp"
-
-#if defined(CMUDRN_WITH_BASE)
 #include "kernels.hpp"
-#elif defined(CMUDRN_WITH_AVX2) || defined(CMUDRN_WITH_AVX512) || defined(CMUDRN_WITH_AVX512BF16)
-#error "CMUDRN_WITH_BASE goes with every other"
-#endif
 
 namespace cmudrn {
 
@@ -26,9 +20,7 @@ const Isa ISAS[] = {
 #ifdef CMUDRN_WITH_AVX2
     {"avx2", [](const Cpu& cpu) { return cpu.avx2; }, kernels_avx2},
 #endif
-#ifdef CMUDRN_WITH_BASE
     {"base", [](const Cpu&) { return true; }, kernels_base},
-#endif
     {"direct", [](const Cpu&) { return true; }, nullptr},
 };
 
@@ -40,10 +32,7 @@ const char FLOAT32_ISAS[] =
 #ifdef CMUDRN_WITH_AVX2
     "avx2,"
 #endif
-#ifdef CMUDRN_WITH_BASE
-    "base,"
-#endif
-    "direct";
+    "base,direct";
 
 }  // namespace
 
@@ -63,8 +52,6 @@ const char* float32_isas() {
     return "direct";
 }
 
-#ifdef CMUDRN_WITH_BASE
-
 std::unique_ptr<Prepared> prepare(const Network& network) {
     return network.isa->kernels == nullptr ? nullptr : prepare_strips(network, network.isa->kernels());
 }
@@ -73,13 +60,5 @@ std::unique_ptr<Session> open_session(const Network& network, int threads) {
     if (network.isa->kernels == nullptr) return open_direct(network, threads);
     return open_strips(network, network.isa->kernels(), threads);
 }
-
-#else
-
-std::unique_ptr<Prepared> prepare(const Network&) { return nullptr; }
-
-std::unique_ptr<Session> open_session(const Network& network, int threads) { return open_direct(network, threads); }
-
-#endif
 
 }  // namespace cmudrn

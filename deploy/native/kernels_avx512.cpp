@@ -1,6 +1,5 @@
 // AVX-512: 32 registers, each a whole pixel.
 #define CMUDRN_LANES 16
-#define CMUDRN_BLOCK 8
 #include "by_row.hpp"
 
 const cmudrn::Kernels& cmudrn::kernels_avx512() {

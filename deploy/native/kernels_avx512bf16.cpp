@@ -1,7 +1,6 @@
 // AVX-512 with bfloat16: transformed pixels and weights of the convolutions of 16 to 16 are rounded to 8 bits of
 // mantissa, two inputs go into one instruction, sums stay in float32.
 #define CMUDRN_LANES 16
-#define CMUDRN_BLOCK 8
 #include <immintrin.h>
 
 #include "by_row.hpp"

@@ -203,38 +203,58 @@ private:
             kernels_.stitch(rain[i], snow[i], static_cast<std::size_t>(span.tiles() * TILE) * PIXEL, alpha);
     }
 
-    // conv_in of both branches, of y and their own x.
-    void stem(int r) const {
+    // A first layer, of the map: `count` convolutions of three floats of a pixel and three others.
+    struct FirstLayer {
+        int count;
+        const float* weights[BRANCHES];
+        int first[BRANCHES], second[BRANCHES];
+        float alpha;  // of the stitch after it
+    };
+
+    void from_map(int r, const FirstLayer& layer) const {
         const Span here = span(r, 0);
-        if (here.outside) return clear_rows(here, 0, 0), clear_rows(here, 0, 1);
+        if (here.outside) {
+            for (int b = 0; b < layer.count; b++) clear_rows(here, 0, b);
+            return;
+        }
         if (here.tiles() > 0) {
-            static const int first[BRANCHES] = {Y, Y}, second[BRANCHES] = {X_RAIN, X_SNOW};
-            const float* const weights[BRANCHES] = {packed_.branch[0].conv_in, packed_.branch[1].conv_in};
             const float* rows[WINDOW];
             float* out[BRANCHES][TILE];
             map_rows(here, rows);
-            for (int b = 0; b < BRANCHES; b++) own_rows(here, 0, b, 0, out[b]);
-            kernels_.conv6(rows, here.tiles(), BRANCHES, weights, first, second, out, bench_.scratch);
-            stitch(here, 0, config_.stem);
+            for (int b = 0; b < layer.count; b++) own_rows(here, 0, b, 0, out[b]);
+            kernels_.conv6(rows, here.tiles(), layer.count, layer.weights, layer.first, layer.second, out,
+                           bench_.scratch);
+            stitch(here, 0, layer.alpha);
         }
-        for (int b = 0; b < BRANCHES; b++) finish(here, r, 0, b);
+        for (int b = 0; b < layer.count; b++) finish(here, r, 0, b);
     }
 
-    // One convolution of a residual block.
-    void block_layer(int r, int layer, int branch) const {
-        const Span here = span(r, layer);
+    // A convolution of 16 to 16 of the layer before; in a block's second one f is added, of two layers back.
+    void features(const Span& here, int layer, int branch, const float* weights, bool residual) const {
         if (here.outside) return clear_rows(here, layer, branch);
         if (here.tiles() == 0) return;
-        const int of_four = (layer - 1) % LAYERS_OF_BLOCKS;
-        const bool second = of_four % 2 == 1;  // of its block: f is added
         const float* rows[WINDOW];
         float *out[TILE], *f[TILE];
         ring_rows(here, layer - 1, branch, rows);
         own_rows(here, layer, branch, 0, out);
-        // f is two layers back: a pixel here is the one 2 to the left of that layer's place for it.
-        if (second) own_rows(here, layer - 2, branch, -2, f);
-        kernels_.conv16(rows, here.tiles(), packed_.branch[branch].blocks[of_four], out, second ? &f : nullptr,
-                        bench_.scratch);
+        // A pixel here is the one 2 to the left of that layer's place for it.
+        if (residual) own_rows(here, layer - 2, branch, -2, f);
+        kernels_.conv16(rows, here.tiles(), weights, out, residual ? &f : nullptr, bench_.scratch);
+    }
+
+    // conv_in of both branches, of y and their own x.
+    void stem(int r) const {
+        from_map(r, {BRANCHES,
+                     {packed_.branch[0].conv_in, packed_.branch[1].conv_in},
+                     {Y, Y},
+                     {X_RAIN, X_SNOW},
+                     config_.stem});
+    }
+
+    // One convolution of a residual block.
+    void block_layer(const Span& here, int layer, int branch) const {
+        const int of_four = (layer - 1) % LAYERS_OF_BLOCKS;
+        features(here, layer, branch, packed_.branch[branch].blocks[of_four], of_four % 2 == 1);
     }
 
     // The next layer, from this one on, after which the branches meet at a stitch; at the latest, the last.
@@ -253,8 +273,9 @@ private:
             last = next_meeting(first);
             for (int b = 0; b < BRANCHES; b++)
                 for (int layer = first; layer <= last; layer++) {
-                    block_layer(r, layer, b);
-                    if (layer < last) finish(span(r, layer), r, layer, b);
+                    const Span here = span(r, layer);
+                    block_layer(here, layer, b);
+                    if (layer < last) finish(here, r, layer, b);
                 }
             const Span here = span(r, last);
             if (last % LAYERS_OF_BLOCKS == 2) stitch(here, last, config_.block1);
@@ -283,45 +304,15 @@ private:
         new_estimates(r);
     }
 
-    // The fusion's conv1, of both branches' x.
-    void fuse_first(int r) const {
-        const Span here = span(r, 0);
-        if (here.outside) return clear_rows(here, 0, 0);
-        if (here.tiles() > 0) {
-            static const int first[] = {X_RAIN}, second[] = {X_SNOW};
-            const float* rows[WINDOW];
-            float* out[1][TILE];
-            map_rows(here, rows);
-            own_rows(here, 0, 0, 0, out[0]);
-            kernels_.conv6(rows, here.tiles(), 1, &packed_.fusion_conv1, first, second, out, bench_.scratch);
-        }
-        finish(here, r, 0, 0);
-    }
-
-    void fuse_second(int r) const {
-        const Span here = span(r, 1);
-        if (here.outside) return clear_rows(here, 1, 0);
-        if (here.tiles() > 0) {
-            const float* rows[WINDOW];
-            float* out[TILE];
-            ring_rows(here, 0, 0, rows);
-            own_rows(here, 1, 0, 0, out);
-            kernels_.conv16(rows, here.tiles(), packed_.fusion_conv2, out, nullptr, bench_.scratch);
-        }
-        finish(here, r, 1, 0);
-    }
-
-    void fuse_third(int r) const {
-        const Span here = span(r, 2);
-        if (here.outside || here.tiles() == 0) return;
-        colours(here, 1, 0, packed_.fusion_conv3);
-        each_inside(here, [&](int row, int column, const float* z) { write_pixel(row, column, z); });
-    }
-
+    // The fusion, of both branches' x: conv1, conv2, conv3.
     void fuse(int r) const {
-        fuse_first(r);
-        fuse_second(r);
-        fuse_third(r);
+        from_map(r, {1, {packed_.fusion_conv1}, {X_RAIN}, {X_SNOW}, 1.f});
+        const Span second = span(r, 1), third = span(r, 2);
+        features(second, 1, 0, packed_.fusion_conv2, false);
+        finish(second, r, 1, 0);
+        if (third.outside || third.tiles() == 0) return;
+        colours(third, 1, 0, packed_.fusion_conv3);
+        each_inside(third, [&](int row, int column, const float* z) { write_pixel(row, column, z); });
     }
 
     void load(int r) const {

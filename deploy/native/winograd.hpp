@@ -5,8 +5,8 @@
 
 #include "kernels.hpp"
 
-#if !defined(CMUDRN_LANES) || !defined(CMUDRN_BLOCK)
-#error "define CMUDRN_LANES, floats of a vector, and CMUDRN_BLOCK, tiles whose sums fit the registers"
+#if !defined(CMUDRN_LANES)
+#error "define CMUDRN_LANES, floats of a vector"
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -28,9 +28,9 @@ namespace {
 
 constexpr int LANES = CMUDRN_LANES;
 constexpr int PARTS = PIXEL / LANES;  // vectors of a pixel
-constexpr int BLOCK = CMUDRN_BLOCK;
 constexpr int COLOUR_FLOATS = 3;
-constexpr int KEPT_ROWS = 20;  // of tiles: what is kept between pairs, at most
+constexpr int LAST_ROW = 5;                 // of positions, in the order that they are computed in
+constexpr int KEPT_ROWS = LAST_ROW * TILE;  // of tiles: what is kept until that one
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 typedef float Colour __attribute__((vector_size(RGB * sizeof(float)), may_alias));
@@ -136,46 +136,38 @@ INLINE void to_pair(Rows in, int tiles, float* v) {
     }
 }
 
-// One vector of one tile of the output transform, A^T m A, as far as a pair of rows goes: m A for both rows.
-// m: [PAIR_POSITIONS], `stride` floats apart.
-template <class V>
-INLINE void rows_to_pixels(const float* m, int stride, V first[TILE], V second[TILE]) {
-    V row[WINDOW];
+// A row of positions in the output transform of one vector of a tile, A^T m A. own: the row's m A, which is kept;
+// with the last row they all become pixels: use(row, column, value). ORDER: of the row. kept: [KEPT_ROWS], `stride`
+// floats apart.
+template <class V, int ORDER, class Use>
+INLINE void finish_row(const V own[TILE], float* kept, int stride, Use use) {
+    UNROLL
+    for (int c = 0; c < TILE; c++) {
+        if (ORDER < LAST_ROW) {
+            store(kept + (ORDER * TILE + c) * stride, own[c]);
+            continue;
+        }
+        const auto row = [&](int order) INLINE_LAMBDA { return load<V>(kept + (order * TILE + c) * stride); };
+        const V m[WINDOW] = {row(4), row(0), row(1), row(2), row(3), own[c]};
+        V pixels[TILE];
+        to_pixels(m, pixels);
+        UNROLL
+        for (int r = 0; r < TILE; r++) use(r, c, pixels[r]);
+    }
+}
+
+// Both rows of a pair, whose sums lie in memory. m: [PAIR_POSITIONS], `stride` floats apart.
+template <class V, Pair PAIR, class Use>
+INLINE void finish_pair(const float* m, float* kept, int stride, Use use) {
+    V row[WINDOW], own[TILE];
     UNROLL
     for (int c = 0; c < WINDOW; c++) row[c] = load<V>(m + c * stride);
-    to_pixels(row, first);
+    to_pixels(row, own);
+    finish_row<V, 2 * PAIR>(own, kept, stride, use);
     UNROLL
     for (int c = 0; c < WINDOW; c++) row[c] = load<V>(m + (WINDOW + c) * stride);
-    to_pixels(row, second);
-}
-
-// Of rows 1 and 2, or of 3 and 4: their sums and differences, which is all that A^T wants of them.
-// folded: [2 * TILE] values, `stride` floats apart.
-template <class V>
-INLINE void fold_pair(const float* m, int stride, float* folded) {
-    V first[TILE], second[TILE];
-    rows_to_pixels(m, stride, first, second);
-    UNROLL
-    for (int c = 0; c < TILE; c++) {
-        store(folded + c * stride, first[c] + second[c]);
-        store(folded + (TILE + c) * stride, first[c] - second[c]);
-    }
-}
-
-// Of rows 0 and 5, with the others' folded values, to a tile of pixels: use(row, column, value).
-template <class V, class Use>
-INLINE void unfold(const float* m, int stride, const float* folded_1_2, const float* folded_3_4, Use use) {
-    V first[TILE], last[TILE];
-    rows_to_pixels(m, stride, first, last);
-    UNROLL
-    for (int c = 0; c < TILE; c++) {
-        const V a = load<V>(folded_1_2 + c * stride), b = load<V>(folded_1_2 + (TILE + c) * stride);
-        const V e = load<V>(folded_3_4 + c * stride), f = load<V>(folded_3_4 + (TILE + c) * stride);
-        use(0, c, first[c] + a + e);
-        use(1, c, b + 2.f * f);
-        use(2, c, a + 4.f * e);
-        use(3, c, (b + last[c]) + 8.f * f);
-    }
+    to_pixels(row, own);
+    finish_row<V, 2 * PAIR + 1>(own, kept, stride, use);
 }
 
 // The bias of every pixel is one value at the position (1, 1): all of A^T's column 1 is ones.
@@ -267,8 +259,9 @@ INLINE void put_pixel(Vector value, const Result& result, int row, int at) {
 }
 
 // How a pair of rows of positions becomes what is kept of it, and at last pixels: a position's products for all
-// tiles, then the next's; the sums go through memory. For processors of 16 registers.
-template <class Values>
+// tiles, then the next's; the sums go through memory. For processors of 16 registers, which hold those of BLOCK
+// tiles.
+template <class Values, int BLOCK>
 struct ByPosition {
     using Kept = Values;
 
@@ -279,17 +272,13 @@ struct ByPosition {
         products<Values, Vector, BLOCK, INPUTS, PARTS>(scratch.v + result.first, result.second - result.first, m,
                                                        tiles, result.weights + PIXEL + PAIR * weights,
                                                        PAIR == ROWS_1_2 ? result.weights : nullptr);
-        float *const rows_1_2 = result.kept, *const rows_3_4 = rows_1_2 + 2 * TILE * POSITION_STRIDE;
         for (int t = 0; t < tiles; t++) UNROLL
         for (int part = 0; part < PARTS; part++) {
             const int at = t * PIXEL + part * LANES, pixels = t * TILE * PIXEL + part * LANES;
-            if (PAIR != ROWS_0_5) {
-                fold_pair<Vector>(m + at, POSITION_STRIDE, (PAIR == ROWS_1_2 ? rows_1_2 : rows_3_4) + at);
-                continue;
-            }
-            unfold<Vector>(m + at, POSITION_STRIDE, rows_1_2 + at, rows_3_4 + at,
-                           [&](int row, int column, Vector value)
-                               INLINE_LAMBDA { put_pixel(value, result, row, pixels + column * PIXEL); });
+            finish_pair<Vector, PAIR>(m + at, result.kept + at, POSITION_STRIDE,
+                                      [&](int row, int column, Vector value) INLINE_LAMBDA {
+                                          put_pixel(value, result, row, pixels + column * PIXEL);
+                                      });
         }
     }
 };
@@ -328,21 +317,14 @@ template <Pair PAIR>
 INLINE void pair3(Rows in, int tiles, const float* weights, OutRows out, const Scratch& scratch) {
     constexpr int STRIDE = MAX_TILES_ODD * RGB;
     float* const sums = scratch.sums();
-    float *const rows_1_2 = scratch.kept(0), *const rows_3_4 = rows_1_2 + 2 * TILE * STRIDE;
     to_pair<PAIR, Float32>(in, tiles, scratch.v);
     products<Float32, Colour, 8, PIXEL, 1>(scratch.v, 0, sums, tiles,
                                            weights + PIXEL + PAIR * PAIR_POSITIONS * PIXEL * RGB,
                                            PAIR == ROWS_1_2 ? weights : nullptr);
-    for (int t = 0; t < tiles; t++) {
-        const int at = t * RGB;
-        if (PAIR != ROWS_0_5) {
-            fold_pair<Colour>(sums + at, STRIDE, (PAIR == ROWS_1_2 ? rows_1_2 : rows_3_4) + at);
-            continue;
-        }
-        unfold<Colour>(sums + at, STRIDE, rows_1_2 + at, rows_3_4 + at,
-                       [&](int row, int column, Colour value)
-                           INLINE_LAMBDA { store(out[row] + (t * TILE + column) * RGB, value); });
-    }
+    for (int t = 0; t < tiles; t++)
+        finish_pair<Colour, PAIR>(sums + t * RGB, scratch.kept(0) + t * RGB, STRIDE,
+                                  [&](int row, int column, Colour value)
+                                      INLINE_LAMBDA { store(out[row] + (t * TILE + column) * RGB, value); });
 }
 
 void conv3(Rows in, int tiles, const float* weights, OutRows out, float* memory) {
