@@ -31,7 +31,7 @@ LOOP = Path(__file__).with_name("eager_loop.py")
 def run_infer(photos: list[Path], folder: Path, backend: BackendName, report: Path | None = None) -> float:
     """report: where the command writes its own, as JSON."""
     command = [sys.executable, "-m", "cmudrn", "infer", *map(str, photos), "-o", str(folder), "--overwrite"]
-    command += ["--backend", backend.value, *(["--json", str(report)] if report else [])]
+    command += ["--backend", backend.value, *(["--report", str(report)] if report else [])]
     return seconds_of(command, folder)
 
 

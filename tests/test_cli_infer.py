@@ -134,7 +134,7 @@ def test_weights_of_ones_own_are_used(photos: Path) -> None:
 
 def test_the_report_says_what_became_of_each(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "bad.jpg").write_bytes(b"")
-    assert infer("photos", "-o", "out", "--json", "-") == 1
+    assert infer("photos", "-o", "out", "--report", "-") == 1
     said = capsys.readouterr()
     report = json.loads(said.out)
     assert (report["restored"], report["skipped"], report["failed"]) == (3, 0, 1)
@@ -146,7 +146,7 @@ def test_the_report_says_what_became_of_each(photos: Path, capsys: pytest.Captur
     assert report["settings"] == {"loops": 1, "output": "fused", "weights": "default"}
     assert "bad.jpg: " in said.err
     assert "3 restored, 1 failed in " in said.err
-    assert infer("photos", "-o", "out", "--json", "report.json", "--skip-existing") == 1
+    assert infer("photos", "-o", "out", "--report", "report.json", "--skip-existing") == 1
     assert json.loads(Path("report.json").read_text())["skipped"] == 3
 
 
@@ -182,7 +182,7 @@ def test_one_image_that_fails_is_exit_code_1(photos: Path, capsys: pytest.Captur
         (["photos", "--weights", "none.safetensors"], "none.safetensors: no such weights"),
         (["photos", "--weights", "file.txt"], "file.txt"),
         (["photos", "--overwrite", "--skip-existing"], "contradict each other"),
-        (["photos", "--json", "none/report.json"], "--json none/report.json"),
+        (["photos", "--report", "none/report.json"], "--report none/report.json"),
         (["photos", "--colour"], "--colour"),
         ([], "SRC"),
     ],

@@ -180,7 +180,7 @@ def test_several_devices_share_the_work(driver: Driver, house: House) -> None:
 def test_auto_takes_a_certified_engine_and_says_so(driver: Driver, house: House) -> None:
     house.photo("a.png", 32, 40)
     key = house.engine()
-    run = house.infer(driver, "--json", str(house.folder / "report.json"))
+    run = house.infer(driver, "--report", str(house.folder / "report.json"))
     assert f"restoring with TensorRT {VERSION} (certified): {key}" in clean(run)
     report = json.loads((house.folder / "report.json").read_text())
     assert key in report["backend"]
@@ -237,7 +237,7 @@ def test_a_gpu_that_fails_half_way_leaves_a_report(driver: Driver, house: House)
         house.photo(f"{number:02}.png", 32, 40)
     house.engine(replace(SPEC, batch=1))
     report = house.folder / "report.json"
-    options = ["--backend", "tensorrt", "--no-cuda-graphs", "--json", str(report)]
+    options = ["--backend", "tensorrt", "--no-cuda-graphs", "--report", str(report)]
     run = house.infer(driver, *options, HOSTCUDA_FAIL="run:20")
     assert run.returncode == 1
     assert "restoring: " in run.output

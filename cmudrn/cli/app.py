@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cmudrn import __version__
-from cmudrn.cli import ablate, benchmark, deploy, doctor, engines, evaluate, parity, synthesize, train, tune
+from cmudrn.cli import ablate, benchmark, doctor, engines, evaluate, infer, parity, synthesize, train, tune
 from cmudrn.errors import INTERRUPTED, CmudrnError
 
 __all__ = ["app", "main"]
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-deploy.register(app)
+infer.register(app)
 benchmark.register(app)
 engines.register(app)
 parity.register(app)

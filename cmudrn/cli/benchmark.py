@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmudrn.cli.deploy import Weights
-from cmudrn.cli.options import StoreFolder, Threads
+from cmudrn.cli.options import StoreFolder, Threads, Weights
 from cmudrn.cli.speed_tables import print_cells, print_gaps, print_passes, progress, write_heatmap
 from cmudrn.cli.values import need_positive, one_of, parse_counts, parse_depths, parse_sizes
 from cmudrn.errors import UsageError

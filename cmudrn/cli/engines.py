@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmudrn.cli.deploy import Weights
 from cmudrn.cli.evaluate import OutputChoice
-from cmudrn.cli.options import StoreFolder
+from cmudrn.cli.options import StoreFolder, Weights
 from cmudrn.cli.values import need_onnx, need_positive, one_of, parse_depths, parse_sizes
 
 if TYPE_CHECKING:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AllowUnverified", "BackendChoice", "CudaGraphs", "Devices", "StoreFolder", "Streams", "Threads"]
+__all__ = [
+    "AllowUnverified",
+    "BackendChoice",
+    "CudaGraphs",
+    "Devices",
+    "StoreFolder",
+    "Streams",
+    "Threads",
+    "Weights",
+]
 
 BackendChoice = Annotated[
     str,
@@ -54,3 +63,4 @@ StoreFolder = Annotated[
         show_default=False,
     ),
 ]
+Weights = Annotated[str, typer.Option(metavar="NAME|FILE", help="Shipped weights, or a .safetensors file.")]

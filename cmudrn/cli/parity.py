@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmudrn.cli.deploy import Json, Weights
-from cmudrn.cli.options import StoreFolder, Threads
+from cmudrn.cli.options import StoreFolder, Threads, Weights
 from cmudrn.cli.values import (
     need_positive,
     need_torch,
@@ -90,6 +89,12 @@ Device = Annotated[
         help="Of engines a GPU's number or PCI bus id; with --backend onnx or torch a number or cpu; with "
         "native or openvino cpu alone.",
         show_default=False,
+    ),
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE|-", help="Write the figures there; - is the standard output.", show_default=False
     ),
 ]
 Report = Annotated[

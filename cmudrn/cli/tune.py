@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmudrn.cli.deploy import Weights
-from cmudrn.cli.options import StoreFolder, Threads
+from cmudrn.cli.options import StoreFolder, Threads, Weights
 from cmudrn.cli.values import need_writable, one_of, parse_depths, parse_sizes
 from cmudrn.errors import UsageError
 from cmudrn.wording import counted

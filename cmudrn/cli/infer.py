@@ -1,4 +1,4 @@
-"""Commands of the stage `deploy`: they parse, call and print."""
+"""`cmudrn infer`: parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from cmudrn.cli.infer_options import (
+    Batch,
+    Format,
+    Loops,
+    MaxPixels,
+    Out,
+    OutputChoice,
+    Overlap,
+    Overwrite,
+    PrecisionName,
+    ProfileFile,
+    Report,
+    SkipExisting,
+    Sources,
+    Tile,
+)
 from cmudrn.cli.options import (
     AllowUnverified,
     BackendChoice,
@@ -20,6 +36,7 @@ from cmudrn.cli.options import (
     StoreFolder,
     Streams,
     Threads,
+    Weights,
 )
 from cmudrn.cli.values import one_of
 from cmudrn.errors import UsageError
@@ -31,103 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["infer", "register"]
 
-Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC", help="Images, and folders with all below them.")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="OUT",
-        help="Folder, or file for one image. Default: photos/ to photos-restored/, a.jpg to a-restored.jpg",
-    ),
-]
-Loops = Annotated[
-    int,
-    typer.Option(
-        metavar="1..7", help="Recursions: 3 are best under heavy weather. Time grows as their square."
-    ),
-]
-OutputChoice = Annotated[
-    str,
-    typer.Option(
-        "--output", metavar="fused|rain|snow", help="Which image: both networks' fused, or one's alone."
-    ),
-]
-PrecisionName = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="fp32|bf16",
-        help="Compute in nothing else, engines too; bf16 where `cmudrn parity-check` has passed it. Default: "
-        "the best engine's; without one fp32, or what OpenVINO is certified in.",
-        show_default=False,
-    ),
-]
-Tile = Annotated[
-    int | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="Side of the tiles that larger images are cut into, at most. Default: 768, for native 2048, or "
-        "an engine's own.",
-        show_default=False,
-    ),
-]
-Overlap = Annotated[
-    int | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="Shared by neighbouring tiles. Default: the least that keeps 60 dB against the whole.",
-        show_default=False,
-    ),
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Tiles restored at once, at most. Default: 1, or an engine's own.",
-        show_default=False,
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace targets that are there already.")]
-SkipExisting = Annotated[
-    bool,
-    typer.Option("--skip-existing", help="Leave them, and restore the rest: goes on after an interruption."),
-]
-Format = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        metavar="FORMAT",
-        help="Write jpeg, png, tiff, webp, avif or heif. Default: as the source.",
-        show_default=False,
-    ),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Refuse larger images undecoded. Default: 400,000,000.", show_default=False
-    ),
-]
-Weights = Annotated[str, typer.Option(metavar="NAME|FILE", help="Shipped weights, or a .safetensors file.")]
-Json = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="FILE|-", help="Write a report there; - is the standard output.", show_default=False
-    ),
-]
-
-
-ProfileFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--profile",
-        metavar="FILE",
-        help="What `cmudrn tune` found best here: loops, backend, batch and so on. Options given win.",
-        show_default=False,
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -158,7 +78,7 @@ def infer(
     image_format: Format = None,
     max_pixels: MaxPixels = None,
     weights: Weights = "default",
-    json_to: Json = None,
+    report_to: Report = None,
 ) -> None:
     """Restore photographs taken in rain or snow.
 
@@ -209,16 +129,16 @@ def infer(
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         weights=weights,
     )
-    _check_report_path(json_to)
+    _check_report_path(report_to)
     _note_other_depth(job)
-    report = JobReport(keep_items=json_to is not None)
+    report = JobReport(keep_items=report_to is not None)
     try:
         _run(job, report)
     finally:  # also of a job that was broken off: what is written is written
         if report.begun:
             _print_end(report)
-            if json_to is not None:
-                _write_report(report, job, json_to)
+            if report_to is not None:
+                _write_report(report, job, report_to)
     raise typer.Exit(report.exit_code)
 
 
@@ -281,28 +201,28 @@ def _note_other_depth(job: InferJob) -> None:
         )
 
 
-def _check_report_path(json_to: str | None) -> None:
+def _check_report_path(report_to: str | None) -> None:
     """A report that could not be written is found out before the first image, not after the last."""
-    if json_to in (None, "-"):
+    if report_to in (None, "-"):
         return
-    path = Path(str(json_to))
+    path = Path(str(report_to))
     if (
         path.is_dir()
         or not path.parent.is_dir()
         or not os.access(path if path.exists() else path.parent, os.W_OK)
     ):
         raise UsageError(
-            f"--json {path}: cannot be written", fix="name a file in a folder that is there, or -"
+            f"--report {path}: cannot be written", fix="name a file in a folder that is there, or -"
         )
 
 
-def _write_report(report: JobReport, job: InferJob, json_to: str) -> None:
+def _write_report(report: JobReport, job: InferJob, report_to: str) -> None:
     settings = {"loops": job.loops, "output": job.output.value, "weights": job.weights}
     text = json.dumps({"settings": settings, **report.to_json()}, indent=2)
-    if json_to == "-":
+    if report_to == "-":
         typer.echo(text)
     else:
-        Path(json_to).write_text(text + "\n", encoding="utf-8")
+        Path(report_to).write_text(text + "\n", encoding="utf-8")
 
 
 def _print_end(report: JobReport) -> None:

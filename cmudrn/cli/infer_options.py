@@ -1,0 +1,122 @@
+"""Options of `cmudrn infer`, but for those that other commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Batch",
+    "Format",
+    "Loops",
+    "MaxPixels",
+    "Out",
+    "OutputChoice",
+    "Overlap",
+    "Overwrite",
+    "PrecisionName",
+    "ProfileFile",
+    "Report",
+    "SkipExisting",
+    "Sources",
+    "Tile",
+]
+
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="SRC", help="Images, and folders with all below them.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="OUT",
+        help="Folder, or file for one image. Default: photos/ to photos-restored/, a.jpg to a-restored.jpg",
+    ),
+]
+Loops = Annotated[
+    int,
+    typer.Option(
+        metavar="1..7", help="Recursions: 3 are best under heavy weather. Time grows as their square."
+    ),
+]
+OutputChoice = Annotated[
+    str,
+    typer.Option(
+        "--output", metavar="fused|rain|snow", help="Which image: both networks' fused, or one's alone."
+    ),
+]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|bf16",
+        help="Compute in nothing else, engines too; bf16 where `cmudrn parity-check` has passed it. Default: "
+        "the best engine's; without one fp32, or what OpenVINO is certified in.",
+        show_default=False,
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Side of the tiles that larger images are cut into, at most. Default: 768, for native 2048, or "
+        "an engine's own.",
+        show_default=False,
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Shared by neighbouring tiles. Default: the least that keeps 60 dB against the whole.",
+        show_default=False,
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Tiles restored at once, at most. Default: 1, or an engine's own.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace targets that are there already.")]
+SkipExisting = Annotated[
+    bool,
+    typer.Option("--skip-existing", help="Leave them, and restore the rest: goes on after an interruption."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Write jpeg, png, tiff, webp, avif or heif. Default: as the source.",
+        show_default=False,
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Refuse larger images undecoded. Default: 400,000,000.", show_default=False
+    ),
+]
+Report = Annotated[
+    str | None,
+    typer.Option(
+        "--report", metavar="FILE|-", help="Write a report there; - is the standard output.", show_default=False
+    ),
+]
+
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        help="What `cmudrn tune` found best here: loops, backend, batch and so on. Options given win.",
+        show_default=False,
+    ),
+]
+
