@@ -412,6 +412,8 @@ def test_json_to_the_standard_output_is_alone_there(house: House, capsys: pytest
     plain = json.loads(told.out)
     assert [one["verdict"] for one in plain["results"]] == ["passed"]
     assert plain["limits"] == {"psnr_db": 50.0, "difference": 3.0, "truth_db": 0.01}
+    assert plain["float32_limits"] == {"psnr_db": 50.0, "difference": 1.0, "truth_db": 0.01}
+    assert plain["results"][0]["certificate"]["limits"] == plain["float32_limits"]
     assert len(plain["images"]) == 10
     assert "onnx-fp32-t1-uint8" in told.err
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["infer", "register"]
 
 
-
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
     app.command("infer")(infer)

@@ -106,7 +106,10 @@ MaxPixels = Annotated[
 Report = Annotated[
     str | None,
     typer.Option(
-        "--report", metavar="FILE|-", help="Write a report there; - is the standard output.", show_default=False
+        "--report",
+        metavar="FILE|-",
+        help="Write a report there; - is the standard output.",
+        show_default=False,
     ),
 ]
 
@@ -119,4 +122,3 @@ ProfileFile = Annotated[
         show_default=False,
     ),
 ]
-

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,13 @@ Truth = Annotated[
 ]
 MinPsnr = Annotated[float, typer.Option("--min-psnr", metavar="DB", help="Of the worst image.")]
 MaxDifference = Annotated[
-    float, typer.Option("--max-difference", metavar="LEVELS", help="Of the worst value, of 255 grey levels.")
+    float | None,
+    typer.Option(
+        "--max-difference",
+        metavar="LEVELS",
+        help="Of the worst value, of 255 grey levels [default: 3, in fp32 1].",
+        show_default=False,
+    ),
 ]
 MaxTruthChange = Annotated[
     float, typer.Option("--max-truth-change", metavar="DB", help="Of the mean PSNR to --truth.")
@@ -94,7 +101,10 @@ Device = Annotated[
 Json = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="FILE|-", help="Write the figures there; - is the standard output.", show_default=False
+        "--json",
+        metavar="FILE|-",
+        help="Write the figures there; - is the standard output.",
+        show_default=False,
     ),
 ]
 Report = Annotated[
@@ -125,7 +135,7 @@ def parity_check(
     images: Images = None,
     truth: Truth = None,
     min_psnr: MinPsnr = 50.0,
-    max_difference: MaxDifference = 3.0,
+    max_difference: MaxDifference = None,
     max_truth_change: MaxTruthChange = 0.01,
     device: Device = None,
     threads: Threads = None,
@@ -140,18 +150,21 @@ def parity_check(
     """
     from cmudrn.checkpoint import read_checkpoint
     from cmudrn.deploy.parity.candidates import find_candidates
-    from cmudrn.deploy.parity.measure import ParityJob, check_parity, exit_code
+    from cmudrn.deploy.parity.measure import FLOAT32_LIMITS, ParityJob, check_parity, exit_code
     from cmudrn.engines.certificate import ParityLimits
     from cmudrn.engines.store import EngineStore
 
     need_positive(threads=threads)
     need_torch()
     need_targets(report, json_to)
+    told = {} if max_difference is None else {"difference": max_difference}
+    limits = ParityLimits(psnr_db=min_psnr, truth_db=max_truth_change, **told)
     job = ParityJob(
         images=find_images(images, truth),
         checkpoint=read_checkpoint(weights),
         weights=weights,
-        limits=ParityLimits(psnr_db=min_psnr, difference=max_difference, truth_db=max_truth_change),
+        limits=limits,
+        float32_limits=limits if told else replace(limits, difference=FLOAT32_LIMITS.difference),
         threads=threads,
     )
     wanted = parse_selection(keys or [], loops, size, precision, pixel, output, backend)

@@ -38,6 +38,7 @@ from cmudrn.errors import (
 from cmudrn.metrics import WINDOW_PX
 
 __all__ = [
+    "FLOAT32_LIMITS",
     "Candidate",
     "Checked",
     "OnImage",
@@ -83,6 +84,10 @@ class Candidate(Protocol):
         ...
 
 
+# Another order of the same sums, which may tip a value over from one grey level to the next.
+FLOAT32_LIMITS = ParityLimits(difference=1.0)
+
+
 class Verdict(str, Enum):
     """What became of a candidate."""
 
@@ -102,11 +107,16 @@ class ParityJob:
     images: ParityImages
     checkpoint: Checkpoint
     weights: str = "default"  # as --weights took them, for messages
-    limits: ParityLimits
+    limits: ParityLimits  # of candidates in half precision
+    float32_limits: ParityLimits = FLOAT32_LIMITS
     threads: int | None = None  # of PyTorch; None: one for each core
 
     def __post_init__(self) -> None:
         check_tensors(self.checkpoint, self.weights)
+
+    def limits_of(self, precision: Precision) -> ParityLimits:
+        """What a candidate that computes in it must keep."""
+        return self.float32_limits if precision is Precision.FP32 else self.limits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,7 +198,9 @@ def check_one(
     except CmudrnError as exc:
         return failed(exc)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    certificate = tally.certificate(job.limits, measured_on=label, measured_at=now)
+    certificate = tally.certificate(
+        job.limits_of(candidate.spec.precision), measured_on=label, measured_at=now
+    )
     found = {"certificate": certificate, "places": worst.places, "heatmap": worst.heatmap}
     try:
         candidate.certify(certificate)

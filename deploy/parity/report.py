@@ -106,6 +106,7 @@ def to_json(job: ParityJob, results: Sequence[Checked]) -> dict[str, Any]:
     return {
         "weights": {"name": job.weights, "sha256": job.checkpoint.sha256},
         "limits": asdict(job.limits),
+        "float32_limits": asdict(job.float32_limits),
         "images": [source.name for source in job.images.sources],
         "results": [
             {
@@ -128,7 +129,8 @@ def html_page(job: ParityJob, results: Sequence[Checked]) -> str:
     summary = (
         f"{passed} of {len(results)} passed, on {counted(len(job.images), 'image')}, with weights "
         f"{job.weights} ({job.checkpoint.sha256[:12]}). Limits: PSNR of the worst image at least "
-        f"{limits.psnr_db:g} dB; no value more than {limits.difference:g} grey levels off; mean PSNR to the "
+        f"{limits.psnr_db:g} dB; no value more than {limits.difference:g} grey levels off, in float32 "
+        f"{job.float32_limits.difference:g}; mean PSNR to the "
         f"ground truth changed by at most {limits.truth_db:g} dB."
     )
     return PAGE.substitute(
