@@ -25,8 +25,8 @@ from build_native import (
     BuildFailed,
     Compiler,
     build,
+    common_hash,
     compile_unit,
-    headers_of,
     main,
     units_of,
 )
@@ -241,6 +241,41 @@ def test_the_library_that_is_there_stays_while_another_one_is_compiled(
     assert target.stat().st_ino != before
 
 
+@WITH_COMPILER
+@UNIX
+def test_another_version_of_the_compiler_compiles_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = tmp_path / "objects"
+    for version_line, files in ("one", 1), ("one", 1), ("two", 2):
+        told = f'[ "$1" = --version ] && echo {version_line} && exit 0'
+        monkeypatch.setenv("CXX", compiler_that(tmp_path, told))
+        build(tmp_path / LIBRARY, objects=objects, folder=folder)
+        for source in folder.glob("*.cpp"):
+            assert len(list(objects.glob(f"{source.stem}-*.o"))) == files
+
+
+@WITH_COMPILER
+def test_objects_that_no_build_has_used_for_long_are_removed(folder: Path, tmp_path: Path) -> None:
+    objects = tmp_path / "objects"
+    build(tmp_path / LIBRARY, objects=objects, folder=folder)
+    used = set(objects.iterdir())
+    forgotten, recent = objects / "gone-0.o", objects / "recent-0.o"
+    for path in (*used, forgotten, recent):
+        path.touch()
+    for path in (*used, forgotten):
+        os.utime(path, (0, 0))
+    build(tmp_path / LIBRARY, objects=objects, folder=folder)
+    assert set(objects.iterdir()) == {*used, recent}
+
+
+@WITH_COMPILER
+def test_a_folder_that_cannot_be_made_is_a_failed_build(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BuildFailed, match="file"):
+        build(tmp_path / LIBRARY, objects=tmp_path / "file" / "objects", folder=folder)
+
+
 def test_without_a_compiler_that_is_said_and_is_an_error_only_where_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,7 +305,7 @@ def test_kernels_for_newer_processors_share_no_code_with_the_rest() -> None:
     units = [unit for unit in units_of(SOURCES, compiler) if unit.source.name in newer]
     assert units
     for unit in units:
-        compiled = compile_unit(unit, compiler, headers_of(SOURCES), objects)
+        compiled = compile_unit(unit, compiler, common_hash(SOURCES, compiler), objects)
         listed = subprocess.run(["nm", "-C", str(compiled)], capture_output=True, text=True, check=True)
         weak = [line for line in listed.stdout.splitlines() if line[17:18] in "WVu"]
         assert not weak, unit.source

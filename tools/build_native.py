@@ -15,8 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,7 @@ SHARED = () if sys.platform == "win32" else ("-fPIC", "-pthread")
 WHOLE = ("-Wl,-z,defs",) if sys.platform == "linux" else ()
 # ReLU is one instruction only where neither NaN nor -0 must come out as the comparison has them.
 OF_KERNELS = ("-ffinite-math-only", "-fno-signed-zeros", "-ffp-contract=fast")
+FORGET_AFTER_S = 7 * 24 * 3600
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 
 
@@ -95,8 +98,8 @@ class Compiler:
         archs = shlex.split(os.environ.get("ARCHFLAGS", "")) if sys.platform == "darwin" else []
         return cls(tuple(told or there[:1]), (*archs, *extra))
 
-    def run(self, *arguments: str, text: str | None = None) -> None:
-        """Raises BuildFailed with the compiler's first error."""
+    def run(self, *arguments: str, text: str | None = None) -> str:
+        """What it prints. Raises BuildFailed with the compiler's first error."""
         command = [*self.command, *arguments, *self.extra]  # the last of two -O counts
         try:
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
@@ -108,6 +111,7 @@ class Compiler:
             errors = [line for line in lines if "undefined" in line or "error:" in line]
             said = next(iter(errors or lines), "")
             raise BuildFailed(f"{shlex.join(self.command)}: {said or f'exit code {done.returncode}'}")
+        return done.stdout
 
     def knows(self, instructions: InstructionSet) -> bool:
         """Whether it can compile for them: an older one, or one for another architecture, cannot.
@@ -135,9 +139,9 @@ def sources_of(folder: Path = SOURCES) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in {".cpp", ".hpp", ".h"})
 
 
-def headers_of(folder: Path) -> str:
-    """A hash of all headers: which file includes which is not looked at."""
-    whole = hashlib.sha256()
+def common_hash(folder: Path, compiler: Compiler) -> str:
+    """What all units depend on: every header (which file includes which is not looked at), the compiler."""
+    whole = hashlib.sha256(compiler.run("--version").encode())
     for path in sources_of(folder):
         if path.suffix != ".cpp":
             whole.update(path.read_bytes())
@@ -159,11 +163,11 @@ def units_of(folder: Path, compiler: Compiler) -> list[Unit]:
     ]
 
 
-def compile_unit(unit: Unit, compiler: Compiler, headers: str, objects: Path) -> Path:
-    """Compiled before from the same text by the same command, it is taken as it is. headers: `headers_of`."""
+def compile_unit(unit: Unit, compiler: Compiler, common: str, objects: Path) -> Path:
+    """Compiled before from the same text by the same command, it is taken as it is. common: `common_hash`."""
     command = (*FLAGS, *SHARED, *unit.flags)
     key = hashlib.sha256(unit.source.read_bytes())
-    key.update("\0".join([headers, *compiler.command, *compiler.extra, *command]).encode())
+    key.update("\0".join([common, *compiler.command, *compiler.extra, *command]).encode())
     made = objects / f"{unit.source.stem}-{key.hexdigest()[:16]}.o"
     if not made.is_file():
         part = made.with_suffix(f".{os.getpid()}.part")
@@ -172,7 +176,16 @@ def compile_unit(unit: Unit, compiler: Compiler, headers: str, objects: Path) ->
             part.replace(made)
         finally:
             part.unlink(missing_ok=True)
+    made.touch()
     return made
+
+
+def forget_old(objects: Path) -> None:
+    """Removes what no build has used for long: every change of a source leaves its objects behind."""
+    for made in objects.glob("*.o"):
+        with suppress(OSError):  # another build's, or gone
+            if time.time() - made.stat().st_mtime > FORGET_AFTER_S:
+                made.unlink()
 
 
 def build(
@@ -185,7 +198,10 @@ def build(
     of other sources than those beside them would go on unnoticed.
     """
     try:
-        return built(target, objects=objects, flags=flags, folder=folder, jobs=jobs)
+        try:
+            return built(target, objects=objects, flags=flags, folder=folder, jobs=jobs)
+        except OSError as exc:  # no room, or no permission
+            raise BuildFailed(f"{exc.filename or target}: {exc.strerror}") from exc
     except BuildFailed as exc:
         if not target.exists():
             raise
@@ -204,7 +220,9 @@ def built(
         raise BuildFailed(f"{folder}: no sources")
     for needed in (objects, target.parent):
         needed.mkdir(parents=True, exist_ok=True)
-    compiling = partial(compile_unit, compiler=compiler, headers=headers_of(folder), objects=objects)
+    compiling = partial(
+        compile_unit, compiler=compiler, common=common_hash(folder, compiler), objects=objects
+    )
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         compiled = list(pool.map(compiling, units))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".native-") as scratch:
@@ -212,6 +230,7 @@ def built(
         whole = () if compiler.extra else WHOLE
         compiler.run(*SHARED, "-shared", *whole, *map(str, compiled), "-o", str(made))
         made.replace(target)
+    forget_old(objects)
     names = {unit.source.name for unit in units}
     return tuple(one.name for one in INSTRUCTION_SETS if one.source in names)
 
