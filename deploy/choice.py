@@ -13,7 +13,7 @@ from cmudrn.deploy.machine import library_version
 from cmudrn.deploy.native.library import chosen_isa, is_built, what_is_broken
 from cmudrn.deploy.tiling import plan_engine_tiles
 from cmudrn.engines.flavors import PORTABLE, Flavor, installed_flavors, open_library
-from cmudrn.engines.gpu import Gpu, local_gpus
+from cmudrn.engines.gpu import Gpu, count_gpus, local_gpus
 from cmudrn.engines.layout import FOR_ONNX_RUNTIME
 from cmudrn.engines.manifest import Manifest, certified_on
 from cmudrn.engines.spec import Pixel, Precision
@@ -102,8 +102,8 @@ def choose_any_size(job: InferJob) -> BackendName:
     """The fastest beside the engines (docs/measurements.md, "CPU backends").
 
     A GPU that is named is left to ONNX Runtime, whose providers may have it; so is one that isn't named,
-    where a build of ONNX Runtime for GPUs is installed. On the CPU our own kernels are first, where the
-    package has them, then OpenVINO with certified bfloat16.
+    where a build of ONNX Runtime for GPUs is installed and there is one. On the CPU our own kernels are first,
+    where the package has them, then OpenVINO with certified bfloat16.
     Raises UsageError for a CMUDRN_ISA that can't be taken, and what `precision_of` raises.
     """
     on_cpu = job.backend.on_cpu or not job.backend.devices
@@ -139,13 +139,15 @@ def is_for_native(job: InferJob) -> bool:
         if job.precision is Precision.BF16:
             return True
         of_usual_layout = job.layout in (None, FOR_ONNX_RUNTIME)
-        return of_usual_layout and (job.backend.on_cpu or not onnxruntime_is_for_gpus())
+        return of_usual_layout and (job.backend.on_cpu or not onnxruntime_has_a_gpu())
     return False
 
 
-def onnxruntime_is_for_gpus() -> bool:
+def onnxruntime_has_a_gpu() -> bool:
     """By the package's name: importing it to see its providers takes as long as a photograph."""
-    return any(library_version(f"onnxruntime-{kind}") for kind in ("gpu", "directml"))
+    if library_version("onnxruntime-directml"):
+        return True  # of any maker: not looked for
+    return bool(library_version("onnxruntime-gpu")) and count_gpus() > 0
 
 
 def refusal_of_the_named(job: InferJob) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from cmudrn.errors import EnvironmentMissing, UsageError
 
-__all__ = ["Gpu", "describe_gpu", "find_device", "load_driver", "local_gpu", "local_gpus"]
+__all__ = ["Gpu", "count_gpus", "describe_gpu", "find_device", "load_driver", "local_gpu", "local_gpus"]
 
 
 class Gpu(NamedTuple):
@@ -16,6 +18,17 @@ class Gpu(NamedTuple):
 
     name: str
     target: str  # its compute capability: sm90
+
+
+def count_gpus() -> int:
+    """GPUs that CUDA shows; 0 without its driver. Asks the driver itself: pycuda need not be installed."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):  # none, or another library of that name
+        return 0
+    return 0 if failed else count.value
 
 
 def load_driver() -> ModuleType:

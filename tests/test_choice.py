@@ -244,12 +244,20 @@ def test_on_the_cpu_our_kernels_go_before_openvino_and_a_gpu_that_is_named_to_on
 
 
 @NATIVE_HERE
-def test_where_onnx_runtime_is_built_for_gpus_it_goes_first_unless_the_cpu_is_told(
-    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("package", "gpus", "chosen"),
+    [
+        ("onnxruntime-gpu", 1, BackendName.ONNX),
+        ("onnxruntime-gpu", 0, BackendName.NATIVE),
+        ("onnxruntime-directml", 0, BackendName.ONNX),
+    ],
+)
+def test_where_onnx_runtime_has_a_gpu_it_goes_first_unless_the_cpu_is_told(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch, package: str, gpus: int, chosen: BackendName
 ) -> None:
-    installed = {"onnxruntime-gpu": "1.32.0"}
-    monkeypatch.setattr("cmudrn.deploy.choice.library_version", installed.get)
-    assert choose(job(store, BackendName.AUTO)).backend is BackendName.ONNX
+    monkeypatch.setattr("cmudrn.deploy.choice.library_version", {package: "1.32.0"}.get)
+    monkeypatch.setattr("cmudrn.deploy.choice.count_gpus", lambda: gpus)
+    assert choose(job(store, BackendName.AUTO)).backend is chosen
     assert choose(job(store, BackendName.AUTO, devices=("cpu",))).backend is BackendName.NATIVE
 
 

@@ -18,7 +18,7 @@ from test_tensorrt_backend import batches, by_onnx_runtime, engine, equal
 
 from cmudrn.deploy.cuda import open_device
 from cmudrn.deploy.tensorrt import TensorRTBackend
-from cmudrn.engines.gpu import local_gpu, local_gpus
+from cmudrn.engines.gpu import count_gpus, local_gpu, local_gpus
 from cmudrn.engines.spec import EngineSpec, Precision
 from cmudrn.errors import CmudrnError, DeviceError, EngineError, EnvironmentMissing, UsageError
 
@@ -55,6 +55,16 @@ def test_devices_are_numbered_as_cuda_visible_devices_has_it() -> None:
         with pytest.raises(UsageError, match=f"--device {wanted}") as refused, open_device(wanted):
             pass
         assert "give one of 0 (0000:03:00.0), 1 (0000:01:00.0)" in refused.value.fix
+
+
+@under_hostcuda(HOSTCUDA_DEVICES=3, CUDA_VISIBLE_DEVICES="2,0")
+def test_gpus_are_counted_without_pycuda() -> None:
+    assert count_gpus() == 2
+
+
+@under_hostcuda(HOSTCUDA_DEVICES=0)
+def test_a_driver_without_a_gpu_counts_none() -> None:
+    assert count_gpus() == 0
 
 
 @under_hostcuda(HOSTCUDA_DEVICES=2)
