@@ -102,7 +102,7 @@ def choose_any_size(job: InferJob) -> BackendName:
     """The fastest beside the engines (docs/measurements.md, "CPU backends").
 
     A GPU that is named is left to ONNX Runtime, whose providers may have it; so is one that isn't named,
-    where a build of ONNX Runtime for GPUs is installed and there is one. On the CPU our own kernels are first,
+    where a build of ONNX Runtime for GPUs is installed and there is one. Our own kernels are the CPU's first,
     where the package has them, then OpenVINO with certified bfloat16.
     Raises UsageError for a CMUDRN_ISA that can't be taken, and what `precision_of` raises.
     """
