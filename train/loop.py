@@ -25,6 +25,7 @@ from cmudrn.train.passes import build_passes
 from cmudrn.train.recipe import Network, Schedule, TrainRecipe
 from cmudrn.train.run_state import STATE_NAME, check_same_run, read_state, saving
 from cmudrn.train.scenes import SceneBatch, SceneSteps
+from cmudrn.train.stability import is_due, noise_gain, pair_with_noise
 
 __all__ = ["Progress", "Trainer", "draw_depth", "learning_rate"]
 
@@ -183,11 +184,20 @@ class Trainer:
         self.model.inter_loops = self.model.intra_loops = draw_depth(recipe, self.step)
         device = self.fabric.device
         rainy, snowy, clean = batch.to(device)
+        factor, fabric = recipe.loss.stability, self.fabric
+        has_pairs = is_due(factor, self.step)
+        if has_pairs:
+            rank, devices = fabric.global_rank, fabric.world_size
+            rainy, snowy, clean = pair_with_noise(
+                rainy, snowy, clean, seed=recipe.seed, step=self.step, rank=rank, devices=devices
+            )
         lower = recipe.bfloat16 and self.step < recipe.steps - recipe.float32_steps
         # Not Fabric's precision: that is one for the whole run.
         with torch.autocast(device.type, torch.bfloat16, enabled=lower):
             made = self.passes(rainy, snowy)
         terms = restoration_loss(made, clean, recipe.loss)
+        if has_pairs:
+            terms = terms._replace(total=terms.total + factor * noise_gain(made.finals))
         self.optimizer.zero_grad(set_to_none=True)
         # Devices average their gradients: where the loss is a sum, each carries its share times their number.
         summed = recipe.loss.reduction is Reduction.SUM

@@ -46,6 +46,7 @@ class LossWeights:
     squared: float = 10.0  # of the squared norm (L_local, L_recur): brings it to the size of the plain one
     root: float = 1.0  # of the plain norm (L_global)
     log: float = 0.0  # of the mean square's logarithm, to base 10 (L_global), beside the norm
+    stability: float = 0.0  # of the gain of noise (stability.py), beside the parts, in some steps
     reduction: Reduction = Reduction.MEAN
 
     def __post_init__(self) -> None:

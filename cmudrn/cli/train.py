@@ -82,7 +82,10 @@ Stitches = Annotated[
 ]
 Loss = Annotated[
     str,
-    typer.Option(metavar="NAME=X,...", help="Factors: local, recur, global, ssim, frobenius, squared, root."),
+    typer.Option(
+        metavar="NAME=X,...",
+        help="Factors: local, recur, global, ssim, frobenius, squared, root, log, stability.",
+    ),
 ]
 OptimizerChoice = Annotated[
     str | None,
