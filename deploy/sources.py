@@ -5,16 +5,17 @@ from __future__ import annotations
 import mimetypes
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.report import ItemResult
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
 
-__all__ = ["Item", "check_sources", "find_items"]
+__all__ = ["Item", "check_sources", "find_items", "output_folder"]
 
 Identity = tuple[int, int]  # device and inode: one file or folder, whatever its names
 
@@ -24,6 +25,7 @@ class Item:
     source: Path
     target: Path
     problem: str = ""  # why it cannot be read at all; the pipeline reports it as failed
+    done: ItemResult | None = None  # by an earlier session, if that still holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,10 @@ class _Visit:
     items: tuple[Item, ...]
 
 
-def check_sources(job: InferJob) -> int:
+def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target: False) -> int:
     """Walks all sources once, and touches nothing. Returns how many items `find_items` will give.
 
+    is_ours: whether a target was written by the run that is gone on with, or was to be.
     Raises UsageError for all that would only surface half-way: a missing source, one that is a target or
     contains it, a target that is there already, two sources for one target, no way to write.
     """
@@ -68,7 +71,7 @@ def check_sources(job: InferJob) -> int:
             if root.is_folder:
                 _need_own_targets(visit.items, claimed)
             for item in visit.items:
-                _check_item(item, job, files.keys())
+                _check_item(item, job, files.keys(), is_ours)
             count += len(visit.items)
         if count == before:
             raise UsageError(
@@ -84,6 +87,14 @@ def find_items(job: InferJob) -> Iterator[Item]:
     for root in _roots(job):
         for visit in _visits(root, job):
             yield from visit.items
+
+
+def output_folder(job: InferJob) -> Path | None:
+    """The one folder that all results go to, in or below it; None for one image, and for several places."""
+    roots = _roots(job)
+    if len(roots) == 1:
+        return roots[0].target if roots[0].is_folder else None
+    return job.out
 
 
 def _roots(job: InferJob) -> list[_Root]:
@@ -216,7 +227,7 @@ def _identity(path: Path) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def _check_item(item: Item, job: InferJob, files: Set[Identity]) -> None:
+def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[Path], bool]) -> None:
     if item.problem:
         return
     suffix = item.target.suffix
@@ -236,8 +247,13 @@ def _check_item(item: Item, job: InferJob, files: Set[Identity]) -> None:
             f"{item.target} is a source, and the target of {item.source}",
             fix="give another OUT; sources are never replaced",
         )
-    if job.existing is Existing.REFUSE and os.path.lexists(item.target):
-        raise UsageError(f"{item.target} is there already", fix="add --overwrite or --skip-existing")
+    if job.existing in (Existing.REFUSE, Existing.RESUME) and os.path.lexists(item.target):
+        if job.existing is Existing.REFUSE:
+            fix = "add --resume to go on with the run that wrote it, --overwrite or --skip-existing"
+            raise UsageError(f"{item.target} is there already", fix=fix)
+        if not is_ours(item.target):
+            fix = "move it, or go on with --skip-existing or --overwrite"
+            raise UsageError(f"{item.target} is there already, and not of the run to resume", fix=fix)
 
 
 def _status(target: Path) -> os.stat_result | None:
