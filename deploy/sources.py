@@ -39,11 +39,12 @@ class _Root:
 
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
-    """One folder: what it is, and its images in order of their names."""
+    """One folder: what it is, and its images in order of their names, lazily and once."""
 
     identity: Identity | None
     target: Path
-    items: tuple[Item, ...]
+    is_empty: bool = False
+    items: Iterable[Item]  # a hundred thousand at once would be 80 MB
 
 
 def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target: False) -> int:
@@ -66,13 +67,12 @@ def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target
         for visit in _visits(root, job):
             if visit.identity:
                 read.add(visit.identity)
-            if visit.items:
+            if not visit.is_empty:
                 written |= _writable_chain(visit.target)
-            if root.is_folder:
-                _need_own_targets(visit.items, claimed)
-            for item in visit.items:
+            items = _with_own_targets(visit, claimed) if root.is_folder else visit.items
+            for item in items:
                 _check_item(item, job, files.keys(), is_ours)
-            count += len(visit.items)
+                count += 1
         if count == before:
             raise UsageError(
                 f"{root.source}: no images in it", fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES))}"
@@ -177,15 +177,16 @@ def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
             unread = Item(source=folder, target=target, problem=f"folder not read: {exc.strerror}")
             yield _Visit(identity=None, target=target.parent, items=(unread,))
             continue
-        items = tuple(
-            Item(
-                source=folder / name, target=target / _with_format(name, job), problem=_problem(folder / name)
-            )
-            for name in images
-        )
-        yield _Visit(identity=identity, target=target, items=items)
+        items = _items(folder, target, images, job)
+        yield _Visit(identity=identity, target=target, is_empty=not images, items=items)
         below = above | {identity}
         stack.extend((folder / name, target / name, below) for name in reversed(folders))
+
+
+def _items(folder: Path, target: Path, names: Iterable[str], job: InferJob) -> Iterator[Item]:
+    for name in names:
+        source = folder / name
+        yield Item(source=source, target=target / _with_format(name, job), problem=_problem(source))
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
@@ -271,17 +272,38 @@ def _real(target: Path) -> Path:
     return target.parent.resolve() / target.name
 
 
-def _need_own_targets(items: Iterable[Item], claimed: Mapping[Path, Path] | None = None) -> None:
-    """Raises UsageError where two share one; `claimed`: targets of other sources, and whose they are."""
-    seen = dict(claimed or {})
+def _need_own_targets(items: Iterable[Item]) -> None:
+    """Raises UsageError where two share one."""
+    seen: dict[Path, Path] = {}
     for item in items:
         target = _real(item.target)
         if target in seen:
-            raise UsageError(
-                f"{seen[target]} and {item.source} would both become {item.target}",
-                fix="restore them one after the other, each to an OUT of its own",
-            )
+            _refuse_shared_target(seen[target], item)
         seen[target] = item.source
+
+
+def _with_own_targets(visit: _Visit, claimed: Mapping[Path, Path]) -> Iterator[Item]:
+    """A folder's items, lazily. Raises UsageError at the second one of a target.
+
+    claimed: targets of other sources, and whose they are.
+    """
+    folder = visit.target.resolve()
+    seen: dict[str, str] = {}  # by name alone: one folder's items lie in one folder
+    for item in visit.items:
+        name = item.target.name
+        if name in seen:
+            _refuse_shared_target(item.source.with_name(seen[name]), item)
+        if claimed and folder / name in claimed:
+            _refuse_shared_target(claimed[folder / name], item)
+        seen[name] = item.source.name
+        yield item
+
+
+def _refuse_shared_target(source: Path, item: Item) -> NoReturn:
+    raise UsageError(
+        f"{source} and {item.source} would both become {item.target}",
+        fix="restore them one after the other, each to an OUT of its own",
+    )
 
 
 def _writable_chain(folder: Path) -> dict[Identity, Path]:
