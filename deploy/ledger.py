@@ -2,8 +2,8 @@
 
 A row is there before its file is, so that a file without a row is not ours; and it says `restored` only after
 the file took its name. Killed in between, the run leaves a file whose row says `planned`: it is done again,
-and replaced by the same bytes. Transactions reach the operating system at each commit, not the disk: no kill
-takes them away, and after a power cut the last ones may be missing, which is the same case again.
+and replaced by the same bytes. A commit reaches the operating system, where no kill takes it away; that of
+planned rows reaches the disk, so that a power cut only takes away rows that say more than `planned`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cmudrn.deploy.job import Existing
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.errors import CmudrnError, EnvironmentMissing, UsageError
@@ -30,11 +31,13 @@ __all__ = ["LEDGER_NAME", "Ledger", "LedgerUnavailable"]
 LEDGER_NAME = ".cmudrn-run.sqlite3"
 SCHEMA = 1  # another number is another layout
 COMMIT_S = 0.25  # what is done again after a kill, at most; a commit takes some 50 microseconds
-PLANNED_AT_ONCE = 256
+PLANNED_AT_ONCE = 512  # one wait for the disk
 PLANNED = "planned"  # an item's status until it has ended
+SKIPPED = json.dumps({"status": Status.SKIPPED.value})
+DONE = (Status.RESTORED.value, Status.SKIPPED.value)
 
 TABLES = """
-CREATE TABLE run (settings TEXT NOT NULL, began TEXT NOT NULL);
+CREATE TABLE run (settings TEXT NOT NULL, existing TEXT NOT NULL, began TEXT NOT NULL);
 CREATE TABLE session (number INTEGER PRIMARY KEY, pid INTEGER NOT NULL, began TEXT NOT NULL, ended TEXT);
 CREATE TABLE item (
     target BLOB PRIMARY KEY,     -- below the folder of the ledger, as the file system spells it
@@ -104,11 +107,19 @@ class Ledger(AbstractContextManager["Ledger"]):
             row = self._opened().execute("SELECT settings FROM run").fetchone()
         return None if row is None else dict(json.loads(row[0]))
 
-    def knows(self, target: Path) -> bool:
-        """Whether the run was to write it, and so whatever is there may be replaced."""
+    @property
+    def existing(self) -> Existing:
+        """What the run was told to do where a target is there already, by whomever."""
         with self._failing():
-            found = self._opened().execute("SELECT 1 FROM item WHERE target = ?", (self._key(target),))
-            return found.fetchone() is not None
+            row = self._opened().execute("SELECT existing FROM run").fetchone()
+        return Existing.REFUSE if row is None else Existing(row[0])
+
+    def knows(self, target: Path) -> bool:
+        """Whether the run may come upon it: it was to write it, or was told what to do with others'."""
+        if self.existing is not Existing.REFUSE:
+            return True
+        with self._failing():
+            return self._row(target) is not None
 
     def dead_sessions(self) -> tuple[int, ...]:
         """Process ids of sessions without an end: whoever has the ledger knows that they are gone."""
@@ -122,15 +133,18 @@ class Ledger(AbstractContextManager["Ledger"]):
             rows = self._opened().execute("SELECT target FROM item")
             return {self._target(key).parent for (key,) in rows}
 
-    def begin(self, settings: Mapping[str, Any], *, anew: bool) -> None:
-        """A session of the run that is there, or with `anew` of another one, and all it knew is forgotten."""
+    def begin(self, settings: Mapping[str, Any], existing: Existing) -> None:
+        """A session. RESUME goes on with the run that is there; all else forgets it for another one."""
         with self._failing():
             database = _begun(self._opened())
-            if anew:
+            if existing is not Existing.RESUME or self.settings is None:
+                told = Existing.REFUSE if existing is Existing.RESUME else existing
                 database.execute("DELETE FROM item")
-            database.execute("DELETE FROM run")
+                database.execute("DELETE FROM run")
+                database.execute(
+                    "INSERT INTO run VALUES (?, ?, ?)", (json.dumps(settings), told.value, _now())
+                )
             database.execute("DELETE FROM session WHERE ended IS NULL")  # their leftovers are cleaned
-            database.execute("INSERT INTO run VALUES (?, ?)", (json.dumps(settings), _now()))
             cursor = database.execute("INSERT INTO session (pid, began) VALUES (?, ?)", (os.getpid(), _now()))
             self._session = int(cursor.lastrowid or 0)
             _commit(database)
@@ -138,29 +152,28 @@ class Ledger(AbstractContextManager["Ledger"]):
             with suppress(OSError):  # it only serves a message
                 self._holder.write_text(f"process {os.getpid()}, since {_now()}", encoding="utf-8")
 
-    def planned(self, items: Iterable[Item], *, skip_existing: bool = False) -> Iterator[Item]:
-        """The items, each with a row before it is handed on, and with what an earlier session made of it.
-
-        skip_existing: those whose target is there already are done, whoever made it.
-        """
-        pending = enumerate(items, 1)
+    def planned(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each with a row before it is handed on, and with what an earlier session made of it."""
+        pending, skips = enumerate(items, 1), self.existing is Existing.SKIP
         while some := list(islice(pending, PLANNED_AT_ONCE)):
-            with self._failing():
-                database = _begun(self._opened())
+            with self._failing(), self._durable() as database:
                 known = []
                 for place, item in some:
-                    done = self._done(item)
-                    if done is None and skip_existing and not item.problem and item.target.exists():
-                        done = ItemResult(source=item.source, target=item.target, status=Status.SKIPPED)
-                    known.append(replace(item, done=done))
+                    status, result = self._row(item.target) or ("", None)
+                    before = bool(status)
+                    if not before and skips and not item.problem and item.target.exists():
+                        # Written down at once: what is there, and is only planned, is taken for ours.
+                        status, result = Status.SKIPPED.value, SKIPPED
+                    done = None if result is None or status not in DONE else _done(item, result)
+                    known.append(replace(item, done=done and replace(done, before=before)))
                     # What is known stays until it is known better: doing it again may be broken off, too.
                     database.execute(
-                        "INSERT INTO item VALUES (?, ?, ?, ?, ?, NULL) ON CONFLICT (target) DO UPDATE "
-                        "SET source = excluded.source, place = excluded.place, session = excluded.session, "
-                        f"status = iif(status = '{Status.FAILED.value}', '{PLANNED}', status)",
-                        (self._key(item.target), os.fsencode(item.source), place, self._session, PLANNED),
+                        "INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?)",
+                        (
+                            *(self._key(item.target), os.fsencode(item.source), place, self._session),
+                            *((PLANNED, None) if done is None else (status, result)),
+                        ),
                     )
-                _commit(database)
             yield from known
 
     def record(self, result: ItemResult) -> None:
@@ -202,19 +215,23 @@ class Ledger(AbstractContextManager["Ledger"]):
             )
         return int(count)
 
-    def _done(self, item: Item) -> ItemResult | None:
-        row = (
-            self._opened()
-            .execute(
-                "SELECT result FROM item WHERE target = ? AND status IN (?, ?)",
-                (self._key(item.target), Status.RESTORED.value, Status.SKIPPED.value),
-            )
-            .fetchone()
+    @contextmanager
+    def _durable(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is on the disk when it is left."""
+        database = self._opened()
+        _commit(database)  # how safe a transaction is, cannot be changed within it
+        database.execute("PRAGMA synchronous = FULL")
+        yield _begun(database)
+        _commit(database)
+        database.execute("PRAGMA synchronous = NORMAL")
+
+    def _row(self, target: Path) -> tuple[str, str | None] | None:
+        """Status and result."""
+        found = self._opened().execute(
+            "SELECT status, result FROM item WHERE target = ?", (self._key(target),)
         )
-        if row is None:
-            return None
-        done = ItemResult.from_json(json.loads(row[0]), source=item.source, target=item.target)
-        return replace(done, before=True, anew="")
+        row: tuple[str, str | None] | None = found.fetchone()
+        return row
 
     def _key(self, target: Path) -> bytes:
         return os.fsencode(target if self.folder is None else os.path.relpath(target, self.folder))
@@ -296,6 +313,11 @@ class Ledger(AbstractContextManager["Ledger"]):
             return f" ({self._holder.read_text(encoding='utf-8')})"
         except (OSError, UnicodeError):
             return ""
+
+
+def _done(item: Item, result: str) -> ItemResult:
+    done = ItemResult.from_json(json.loads(result), source=item.source, target=item.target)
+    return replace(done, anew="")
 
 
 def _begun(database: sqlite3.Connection) -> sqlite3.Connection:

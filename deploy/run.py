@@ -67,18 +67,17 @@ class Run(AbstractContextManager["Run"]):
         """Once it is known what restores. Raises UsageError where the run to resume was another one's."""
         now = settings_of(self.job, backends, self._ledger.folder)
         then = self._ledger.settings
-        goes_on = self.job.existing is Existing.RESUME and then is not None
-        if goes_on and then is not None and (differences := _differences(then, now)):
+        if self.job.existing is Existing.RESUME and then and (differences := _differences(then, now)):
             raise UsageError(
                 f"--resume: the run in {self._ledger.folder} was another one: {listed(differences)}",
                 fix="give the same as then, or --overwrite to do all anew",
             )
         remove_leftovers(self._ledger)
-        self._ledger.begin(now, anew=not goes_on)
+        self._ledger.begin(now, self.job.existing)
 
     def items(self) -> Iterator[Item]:
         """In order, lazily, with what is known of them."""
-        return self._ledger.planned(find_items(self.job), skip_existing=self.job.existing is Existing.SKIP)
+        return self._ledger.planned(find_items(self.job))
 
     def record(self, result: ItemResult) -> None:
         """What became of one of them."""

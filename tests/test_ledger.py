@@ -20,6 +20,7 @@ from kill_runs import kill_runs
 from PIL import Image
 
 from cmudrn.cli.app import main
+from cmudrn.deploy.job import Existing
 from cmudrn.deploy.ledger import LEDGER_NAME, Ledger
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
@@ -166,7 +167,7 @@ def test_a_source_that_changes_while_it_is_read_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["gone", "cut", "other"])
 def test_a_target_that_is_not_as_recorded_is_made_again(photos: Path, how: str) -> None:
     assert infer("photos", "-o", "out") == 0
-    before = {name: content for name, (content, _) in state(Path("out")).items()}
+    before = contents("out")
     target = Path("out", "3.png")
     if how == "gone":
         target.unlink()
@@ -176,7 +177,7 @@ def test_a_target_that_is_not_as_recorded_is_made_again(photos: Path, how: str) 
         target.write_bytes(bytes(reversed(target.read_bytes())))
     said = {"gone": "its target is gone"}.get(how, "its target has changed")
     assert anew(report_of("photos", "-o", "out", "--resume")) == {"3.png": said}
-    assert {name: content for name, (content, _) in state(Path("out")).items()} == before
+    assert contents("out") == before
 
 
 def test_a_file_that_no_row_knows_is_never_replaced_by_resume(
@@ -244,6 +245,7 @@ def test_skip_existing_leaves_what_is_there_and_resume_goes_on_so(photos: Path) 
     Path("out", "2.png").write_bytes(b"mine")
     report = report_of("photos", "-o", "out", "--skip-existing")
     assert (report["restored"], report["skipped"]) == (COUNT - 1, 1)
+    assert not any(item["before"] for item in report["items"])
     report = report_of("photos", "-o", "out", "--resume")
     assert (report["restored_before"], report["skipped"]) == (COUNT - 1, 1)
     assert Path("out", "2.png").read_bytes() == b"mine"
@@ -289,7 +291,7 @@ def test_a_second_run_into_an_output_says_whose_it_is_and_stops(photos: Path, tm
     photo(tmp_path / "more" / "new.png")
     assert infer("photos", "-o", "out") == 0
     with Ledger(Path("out")) as ledger:
-        ledger.begin({}, anew=True)
+        ledger.begin({}, Existing.REFUSE)
         before = state(Path("out"))
         for options in (["more"], ["photos", "--resume"]):
             done = subprocess.run(
@@ -305,34 +307,60 @@ def test_a_second_run_into_an_output_says_whose_it_is_and_stops(photos: Path, tm
     assert infer("more", "-o", "out") == 0
 
 
-@pytest.mark.parametrize("at", ["plan", "replace", "record"])
-def test_a_kill_at_any_step_is_gone_on_from(photos: Path, tmp_path: Path, at: str) -> None:
-    """Killed by itself: with rows planned and nothing written, before a file has its name, and after."""
+def killed_at(step: str, *options: str) -> None:
+    """A run that kills itself: once rows are planned, before a file has its name, or when it has it.
+
+    Rows are planned two at a time.
+    """
     code = f"""
 import os, signal, sys
 from pathlib import Path
 from cmudrn.cli.app import main
-from cmudrn.deploy.ledger import Ledger
-from cmudrn.deploy import pipeline
-place, name = dict(
-    plan=(pipeline, "read_header"), replace=(Path, "replace"), record=(Ledger, "record")
-)[{at!r}]
+from cmudrn.deploy import ledger, pipeline
+ledger.PLANNED_AT_ONCE = 2
+place, name, count = dict(
+    plan=(pipeline, "read_header", 0), replace=(Path, "replace", 3), record=(ledger.Ledger, "record", 3)
+)[{step!r}]
 usual, calls = getattr(place, name), iter(range(100))
 def killed(*given, **options):
-    if next(calls) == (0 if {at!r} == "plan" else 3):
+    if next(calls) == count:
         os.kill(os.getpid(), signal.SIGKILL)
     return usual(*given, **options)
 setattr(place, name, killed)
-main(["infer", "photos", "-o", "out", "--loops", "1"])
+main(["infer", "photos", "-o", "out", "--loops", "1", *sys.argv[1:]])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert at != "replace" or list(Path("out").glob(".*.part"))
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in state(Path(folder)).items()}
+
+
+@pytest.mark.parametrize("step", ["plan", "replace", "record"])
+def test_a_kill_at_any_step_is_gone_on_from(photos: Path, step: str) -> None:
+    killed_at(step)
+    assert step != "replace" or list(Path("out").glob(".*.part"))
     report = report_of("photos", "-o", "out", "--resume")
     assert (report["restored"], report["failed"]) == (COUNT, 0)
     assert infer("photos", "-o", "whole") == 0
-    whole = {name: content for name, (content, _) in state(Path("whole")).items()}
-    assert {name: content for name, (content, _) in state(Path("out")).items()} == whole
+    assert contents("out") == contents("whole")
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--skip-existing"])
+@pytest.mark.parametrize("step", ["plan", "record"])
+def test_a_run_among_others_files_is_gone_on_with_as_it_was_begun(
+    photos: Path, option: str, step: str
+) -> None:
+    """Those that it had not come to by then, too: they are still to be replaced, or to be left."""
+    Path("out").mkdir()
+    for name in ("0.png", "5.png"):
+        Path("out", name).write_bytes(b"another's")
+    killed_at(step, option)
+    report = report_of("photos", "-o", "out", "--resume")
+    left = 2 if option == "--skip-existing" else 0
+    assert (report["restored"], report["skipped"]) == (COUNT - left, left)
+    assert sum(content == b"another's" for content in contents("out").values()) == left
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
@@ -452,8 +480,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
     assert (report["restored"], report["failed"]) == (COUNT + 20, 0)
     assert (written > 0) is (fills == "images")
     assert infer("photos", "-o", "whole") == 0
-    whole = {name: content for name, (content, _) in state(Path("whole")).items()}
-    assert {name: content for name, (content, _) in state(out).items()} == whole
+    assert contents(str(out)) == contents("whole")
 
 
 def test_a_results_json_is_the_result(tmp_path: Path) -> None:
@@ -467,7 +494,7 @@ def test_a_results_json_is_the_result(tmp_path: Path) -> None:
 def test_a_ledger_of_one_session_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Ledger(None) as ledger:
-        ledger.begin({}, anew=True)
+        ledger.begin({}, Existing.REFUSE)
         items = [Item(source=Path(f"{number}"), target=Path(f"{number}.png")) for number in range(600)]
         assert list(ledger.planned(items)) == items
         for item in reversed(items):
