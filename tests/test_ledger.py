@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +455,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def fill(ballast: Path) -> None:
+    """The rest of the disk."""
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(512)):
+            continue
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+def test_a_ledger_on_a_full_disk_stops_the_run_and_keeps_what_it_had(small_disk: Path) -> None:
+    items = [Item(source=Path(f"{number}"), target=small_disk / f"{number}.png") for number in range(2000)]
+    done = ItemResult(source=items[0].source, target=items[0].target, status=Status.FAILED)
+    with Ledger(small_disk) as ledger:
+        ledger.begin({"loops": 1}, Existing.REFUSE)
+        drawn = ledger.planned(items)
+        ledger.record(replace(done, source=next(drawn).source))
+        fill(small_disk / "ballast")
+        with pytest.raises(CmudrnError, match="the disk is full") as caught:
+            list(drawn)
+    assert caught.value.exit_code == 1
+    assert "--resume" in caught.value.fix
+    (small_disk / "ballast").unlink()
+    with Ledger(small_disk) as ledger:
+        assert ledger.settings == {"loops": 1}
+        assert ledger.knows(items[0].target)
+        assert not ledger.knows(items[-1].target)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 @pytest.mark.parametrize("fills", ["images", "ledger"])
 def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
@@ -463,7 +492,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
         Image.fromarray(rng.integers(0, 255, (150, 200, 3), dtype=np.uint8)).save(photos / f"{number}.png")
     ballast = small_disk / "ballast"
     if fills == "ledger":
-        ballast.write_bytes(bytes(990_000))
+        fill(ballast)
     out = small_disk / "out"
     assert infer("photos", "-o", out) in (1, 2)
     told = capsys.readouterr().err
