@@ -1,6 +1,6 @@
-"""Peak memory of `cmudrn infer`: 50 images against 1,000, and one of 100 megapixels. Linux.
+"""Peak memory of `cmudrn infer`: few images against many, and single large ones. Linux.
 
-    python benchmarks/memory.py [--images 1000] [--large 10000]
+    python benchmarks/memory.py [--images 50,10000] [--large 10000.jpg,10000.tif,20000.tif] [--loops 1]
 
 Makes its own pictures; sizes differ from image to image, so that no buffer fits by chance.
 """
@@ -39,10 +39,10 @@ def write_photo(path: Path, height: int, width: int) -> None:
             band = (128 + row[rows] + column)[..., None]
             grain = np.tile(tile[: rows.stop - top], (1, -(-width // 64), 1))[:, :width]
             image.paste(Image.fromarray(np.clip(band + grain, 0, 255).astype(np.uint8)), (0, top))
-        image.save(path, quality=90)
+        image.save(path, **({"quality": 90} if path.suffix == ".jpg" else {}))
 
 
-def peak_mb(source: Path, out: Path, loops: int = 3) -> float:
+def peak_mb(source: Path, out: Path, loops: int) -> float:
     """The largest resident set of one run, in megabytes (10^6 bytes)."""
     command = [sys.executable, "-m", "cmudrn", "infer", str(source), "-o", str(out), "--loops", str(loops)]
     process = subprocess.Popen(command, cwd=out.parent, stderr=subprocess.DEVNULL)
@@ -55,20 +55,27 @@ def peak_mb(source: Path, out: Path, loops: int = 3) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--large", type=int, default=10_000)
+    parser.add_argument("--images", default="50,10000", metavar="N,...", help="[%(default)s]")
+    parser.add_argument(
+        "--large", default="10000.jpg,10000.tif,20000.tif", metavar="SIDE.SUFFIX,...", help="[%(default)s]"
+    )
+    parser.add_argument("--loops", type=int, default=1, help="[%(default)s]")
     arguments = parser.parse_args()
     print(heading())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for count in (50, arguments.images):
+        for count in map(int, filter(None, arguments.images.split(","))):
             write_photos(folder / str(count), count)
-            peak = peak_mb(folder / str(count), folder / f"{count}-restored")
+            peak = peak_mb(folder / str(count), folder / f"{count}-restored", arguments.loops)
             print(f"{count:5} images of 120 to 280 pixels a side: peak {peak:.0f} MB", flush=True)
-        large = folder / "large.jpg"
-        write_photo(large, arguments.large, arguments.large)
-        peak = peak_mb(large, folder / "large-restored.jpg")
-        print(f"one image of {arguments.large} x {arguments.large}: peak {peak:.0f} MB")
+        for large in filter(None, arguments.large.split(",")):
+            side = int(large.partition(".")[0])
+            write_photo(folder / large, side, side)
+            peak = peak_mb(folder / large, folder / f"restored-{large}", arguments.loops)
+            per_pixel = peak * 1e6 / side**2
+            print(f"{large}, {side} x {side}: peak {peak:.0f} MB, {per_pixel:.1f} bytes a pixel", flush=True)
+            (folder / large).unlink()
+            (folder / f"restored-{large}").unlink()
 
 
 if __name__ == "__main__":

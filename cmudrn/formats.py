@@ -9,11 +9,14 @@ from functools import cache
 
 import pyvips
 
+from cmudrn.errors import UsageError
+
 __all__ = [
     "CODECS",
     "LOSSY_QUALITY",
     "READABLE_SUFFIXES",
     "Codec",
+    "Encoding",
     "ImageFormat",
     "can_encode",
     "sniff",
@@ -21,6 +24,7 @@ __all__ = [
 ]
 
 LOSSY_QUALITY = 95  # JPEG, WebP, AVIF, HEIF; chroma at full resolution where the format has it
+PNG_LEVEL = 6  # zlib's own default
 
 
 class ImageFormat(str, Enum):
@@ -72,7 +76,7 @@ CODECS = {
         has_alpha=False,
     ),
     # paeth: on a photograph a third smaller than libvips' default of no filter, for 60 % more time.
-    ImageFormat.PNG: Codec((".png",), "png", {"compression": 6, "filter": "paeth"}, has_16_bits=True),
+    ImageFormat.PNG: Codec((".png",), "png", {"compression": PNG_LEVEL, "filter": "paeth"}, has_16_bits=True),
     ImageFormat.TIFF: Codec(
         (".tif", ".tiff"), "tiff", {"compression": "deflate", "predictor": "horizontal"}, has_16_bits=True
     ),
@@ -90,6 +94,32 @@ CODECS = {
         has_orientation=False,
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How well to encode; what a format doesn't know is passed by."""
+
+    quality: int = LOSSY_QUALITY  # 1 to 100, of the lossy formats
+    png_level: int = PNG_LEVEL  # of zlib, 0 to 9: how long to look for a shorter file of the same pixels
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise UsageError(
+                f"--quality {self.quality}", fix=f"give 1 to 100; {LOSSY_QUALITY} is the default"
+            )
+        if not 0 <= self.png_level <= 9:
+            raise UsageError(f"--png-level {self.png_level}", fix=f"give 0 to 9; {PNG_LEVEL} is the default")
+
+    def save_options(self, image_format: ImageFormat) -> dict[str, object]:
+        """For libvips' saver of the format."""
+        options = dict(CODECS[image_format].save_options)
+        if "Q" in options:
+            options["Q"] = self.quality
+        if image_format is ImageFormat.PNG:
+            options["compression"] = self.png_level
+        return options
+
 
 # Lower case. HEIC stands here although many a libvips has no HEVC decoder: an error beats a file passed by.
 READABLE_SUFFIXES: frozenset[str] = frozenset(

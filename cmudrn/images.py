@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError, ImageTooLarge
 from cmudrn.files import replacing
-from cmudrn.formats import CODECS, Codec, ImageFormat, sniff
+from cmudrn.formats import CODECS, Codec, Encoding, ImageFormat, sniff
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -128,7 +128,11 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_
     )
 
 
-def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
+def write_picture(
+    picture: Picture,
+    path: str | os.PathLike[str],
+    encoding: Encoding = Encoding(),  # noqa: B008 (frozen)
+) -> None:
     """Write a file whole or not at all; the suffix chooses the format.
 
     16 bits become 8 in JPEG and WebP, as round(value / 257), and 12 in AVIF and HEIF.
@@ -143,7 +147,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
     codec = CODECS[image_format]
     if picture.alpha is not None and not codec.has_alpha:
         raise ImageError(f"{path}: {image_format.value} has no transparency", fix="use --format png")
-    options = dict(codec.save_options)
+    options = encoding.save_options(image_format)
     if picture.pixels.dtype == np.uint16 and codec.load == "heif":
         options["bitdepth"] = 12
     if codec.load == "tiff":

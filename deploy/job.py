@@ -10,7 +10,7 @@ from pathlib import Path
 from cmudrn.engines.layout import Layout
 from cmudrn.engines.spec import Output, Precision
 from cmudrn.errors import UsageError
-from cmudrn.formats import ImageFormat
+from cmudrn.formats import Encoding, ImageFormat
 from cmudrn.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["DEFAULT_OVERLAP_PX", "DEFAULT_TILE_PX", "BackendName", "BackendOptions", "Existing", "InferJob"]
@@ -43,6 +43,7 @@ class Existing(str, Enum):
     REFUSE = "refuse"  # before anything is restored
     OVERWRITE = "overwrite"
     SKIP = "skip"
+    RESUME = "resume"  # leave what the run has done, do the rest, refuse what is another's
 
 
 class BackendName(str, Enum):
@@ -124,6 +125,7 @@ class InferJob:
     backend: BackendOptions = field(default_factory=BackendOptions)
     existing: Existing = Existing.REFUSE
     format: ImageFormat | None = None  # None: the source's own
+    encoding: Encoding = field(default_factory=Encoding)
     max_pixels: int = DEFAULT_MAX_PIXELS  # of one image
     weights: str = "default"  # or a path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,9 +85,49 @@ def describe_machine() -> Machine:
     )
 
 
-def available_cores() -> int:
-    """Those that this process may use: fewer than the machine's in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores(root: Path = Path("/")) -> int:
+    """Those that this process may use: fewer than the machine's in a container, by affinity or by quota.
+
+    root: of the file system that says what a container may take. A share of a core is not counted: threads
+    that wait for one another would all wait for the one that has used its time up.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores by control groups, each of this process's own and of those above it; nothing where none says."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        own = Path(path.lstrip("/"))
+        # In a container the path is often the host's, and what is mounted is the own group itself.
+        groups = [own, *own.parents]
+        if number == "0":
+            limits = (_words(mounted / group / "cpu.max") for group in groups)
+        elif "cpu" in controllers.split(","):  # version 1
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            limits = (
+                [*_words(mounted / "cpu" / group / names[0]), *_words(mounted / "cpu" / group / names[1])]
+                for group in groups
+            )
+        else:
+            continue
+        for limit in limits:
+            if len(limit) == 2 and all(word.isdecimal() for word in limit) and int(limit[1]):
+                yield int(limit[0]) / int(limit[1])  # neither "max" nor -1: both say there is none
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        return []
 
 
 def library_version(name: str) -> str | None:

@@ -21,7 +21,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from cmudrn.deploy.backends import Backends, Pick
+from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.machine import available_cores
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.tiling import Restorer, restore_each
@@ -30,10 +32,10 @@ from cmudrn.images import Picture, Pixels, read_header, read_picture, write_pict
 
 __all__ = ["restore_images"]
 
-READERS = 2  # threads; decoding and encoding are far cheaper than restoring
-WRITERS = 2
-READ_AHEAD = 4  # images being read or waiting for the backend; more where its batches need more
-WRITE_BEHIND = 4  # images being written or waiting for it; the same
+# Threads that read, and as many that write: one for each core, as a fast backend leaves them all to these.
+LEAST_THREADS, MOST_THREADS = 2, 64
+READ_AHEAD = 2  # images waiting for the backend beside those being read; more where its batches need more
+WRITE_BEHIND = 2  # images waiting to be written beside those being written; the same
 IN_FLIGHT_PX = (
     64_000_000  # of all images held at once, about 400 MB decoded and restored; a larger one goes alone
 )
@@ -76,15 +78,16 @@ class _Line(AbstractContextManager["_Line"]):
         self.job = job
         self.backends = backends
         self.budget = _PixelBudget(IN_FLIGHT_PX)
-        self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="cmudrn-read")
-        self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="cmudrn-write")
+        threads = min(max(available_cores(), LEAST_THREADS), MOST_THREADS)
+        self.readers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-read")
+        self.writers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-write")
         self.loads: list[Future[_Loaded | ItemResult]] = []
         self.ready: deque[_Loaded] = deque()  # read, and not yet begun
         self.refused: deque[ItemResult] = deque()  # could not be read, or nothing restores them
         self.saves: list[Future[ItemResult]] = []
         # While one round of batches is restored the next one is read, and the one before is written.
         rounds = 2 * backends.most_at_once
-        self.ahead, self.behind = max(READ_AHEAD, rounds), max(WRITE_BEHIND, rounds)
+        self.ahead, self.behind = max(threads + READ_AHEAD, rounds), max(threads + WRITE_BEHIND, rounds)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,17 +127,17 @@ class _Line(AbstractContextManager["_Line"]):
             self._pick_again(pick)
             return
         begun: deque[_Loaded] = deque()
-        since = time.perf_counter()
+        since, restored_by = time.perf_counter(), pick.engine or restorer.backend.label
         with closing(restore_each(self._pixels(pick, begun), restorer)) as stream:
             while True:
                 try:
                     restored = next(stream, None)
                 except FAILURES as exc:
-                    yield from self._one_by_one(begun, restorer, exc)
+                    yield from self._one_by_one(begun, restorer, exc, restored_by)
                     break
                 if restored is None:
                     break
-                self._hand_on(begun.popleft(), restored, time.perf_counter() - since)
+                self._hand_on(begun.popleft(), restored, time.perf_counter() - since, restored_by)
                 self.read_ahead(pending)
                 yield from self.ended()
                 since = time.perf_counter()  # what the caller took was no restoring
@@ -180,7 +183,7 @@ class _Line(AbstractContextManager["_Line"]):
             yield loaded.picture.pixels
 
     def _one_by_one(
-        self, begun: deque[_Loaded], restorer: Restorer, error: BaseException
+        self, begun: deque[_Loaded], restorer: Restorer, error: BaseException, restored_by: str
     ) -> Iterator[ItemResult]:
         """A batch failed, and took others along: each is tried alone, so that only what fails is lost."""
         alone = len(begun) == 1
@@ -193,12 +196,12 @@ class _Line(AbstractContextManager["_Line"]):
             except FAILURES as exc:
                 yield self._lost(loaded, exc)
             else:
-                self._hand_on(loaded, restored, time.perf_counter() - since)
+                self._hand_on(loaded, restored, time.perf_counter() - since, restored_by)
 
-    def _hand_on(self, loaded: _Loaded, restored: Pixels, seconds: float) -> None:
+    def _hand_on(self, loaded: _Loaded, restored: Pixels, seconds: float, restored_by: str) -> None:
         """To the writers, the restored pixels in the place of the old ones."""
         loaded.picture = loaded.picture.with_pixels(restored)
-        loaded.result = replace(loaded.result, restore_s=seconds)
+        loaded.result = replace(loaded.result, restore_s=seconds, restored_by=restored_by)
         self.saves.append(self.writers.submit(self._save, loaded))
 
     def _lost(self, loaded: _Loaded, error: BaseException) -> ItemResult:
@@ -215,13 +218,19 @@ class _Line(AbstractContextManager["_Line"]):
             return replace(result, status=Status.FAILED, reason=item.problem)
         held_px = 0
         try:
-            if self.job.existing is Existing.SKIP and item.target.exists():
+            if item.done is not None:
+                if not (changed := item.done.changed()):
+                    return item.done
+                result = replace(result, anew=changed)
+            elif self.job.existing is Existing.SKIP and item.target.exists():
                 return replace(result, status=Status.SKIPPED)
+            stamp = Stamp.of(item.source)
             header = read_header(item.source, max_pixels=self.job.max_pixels)
             result = replace(result, height=header.height, width=header.width)
             held_px = self.budget.take(header.height * header.width)
             start = time.perf_counter()
             picture = read_picture(item.source, max_pixels=self.job.max_pixels)
+            result = replace(result, read=fingerprint_of(item.source, since=stamp))
         except FAILURES as exc:
             self.budget.give(held_px)
             return _failed(result, exc)
@@ -232,17 +241,18 @@ class _Line(AbstractContextManager["_Line"]):
         start, target = time.perf_counter(), loaded.item.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(loaded.picture, target)
+            write_picture(loaded.picture, target, self.job.encoding)
+            written = fingerprint_of(target)
         except FAILURES as exc:
             if _disk_full(exc):
                 raise CmudrnError(
                     f"{target}: the disk is full",
-                    fix="make room, then run the same again with --skip-existing: what is written is whole",
+                    fix="make room, then run the same again with --resume: what is written is whole",
                 ) from exc
             return _failed(loaded.result, exc)
         finally:
             self._give_back(loaded.result)
-        return replace(loaded.result, encode_s=time.perf_counter() - start)
+        return replace(loaded.result, encode_s=time.perf_counter() - start, written=written)
 
     def _give_back(self, result: ItemResult) -> None:
         self.budget.give(result.height * result.width)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ItemResult", "JobReport", "Status"]
+from cmudrn.deploy.fingerprint import Fingerprint
+from cmudrn.wording import counted
 
-SHOWN_FAILURES = 20  # listed at the end; the rest is a count
+__all__ = ["ItemResult", "JobReport", "Status", "report_lines"]
+
+SHOWN = 20  # failures, and images done anew, listed at the end; the rest is a count
 
 
 class Status(str, Enum):
@@ -34,42 +39,85 @@ class ItemResult:
     decode_s: float = 0.0
     restore_s: float = 0.0
     encode_s: float = 0.0
+    restored_by: str = ""  # the engine's key, or the backend and its device
+    read: Fingerprint | None = None  # the source, as it was decoded
+    written: Fingerprint | None = None  # the target
+    before: bool = False  # by an earlier session of the run that is gone on with
+    anew: str = ""  # why it was done again, although an earlier session had done it
+
+    def changed(self) -> str:
+        """Why this result no longer holds, in words; empty where it does.
+
+        Raises OSError where the source cannot be read any more.
+        """
+        if not self.target.exists():
+            return "its target is gone"
+        if self.status is Status.SKIPPED:
+            return ""
+        if self.read is None or not self.read.is_still(self.source):
+            return "its source has changed"
+        if self.written is None or not self.written.is_still(self.target, written_by_us=True):
+            return "its target has changed"
+        return ""
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self) | {
-            "source": str(self.source),
-            "target": str(self.target),
-            "status": self.status.value,
-        }
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}
+        """Plain values; floats to a tenth of a millisecond."""
+        values: dict[str, Any] = {}
+        for name, value in vars(self).items():  # no asdict: it copies all it finds, and takes 3 times as long
+            if isinstance(value, Fingerprint):
+                values[name] = value.to_json()
+            elif isinstance(value, Enum):
+                values[name] = value.value
+            elif isinstance(value, Path):
+                values[name] = str(value)
+            else:
+                values[name] = round(value, 4) if isinstance(value, float) else value
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], *, source: Path, target: Path) -> ItemResult:
+        """What `to_json` gave; fields that this version doesn't know are left out."""
+        known = {one.name for one in fields(cls)}
+        told = {name: value for name, value in values.items() if name in known}
+        for name in ("read", "written"):
+            if told.get(name) is not None:
+                told[name] = Fingerprint.from_json(told[name])
+        return cls(**told | {"source": source, "target": target, "status": Status(values["status"])})
 
 
 @dataclass(kw_only=True)
 class JobReport:
-    """Sums of a job. Its size does not grow with the images, unless `keep_items` asks for each of them."""
+    """Sums of a job, those done before included. Its size does not grow with the images."""
 
-    keep_items: bool = False
     backend: str = ""  # what restores, and why, in words
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
-    pixels: int = 0  # restored
+    before: int = 0  # of those restored
+    anew: int = 0  # of those restored or failed
+    gone: int = 0  # the run has restored them, and their sources are no longer there
+    pixels: int = 0  # restored in this session, as all that follows
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
-    failures: list[ItemResult] = field(default_factory=list)  # the first SHOWN_FAILURES
-    items: list[ItemResult] = field(default_factory=list)
+    failures: list[ItemResult] = field(default_factory=list)  # the first that are shown
+    redone: list[ItemResult] = field(default_factory=list)  # the same
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0  # from the start to the last image
 
     def add(self, result: ItemResult) -> None:
         self.counts[result.status] += 1
         self.seconds = time.perf_counter() - self.started
+        if result.before:
+            self.before += result.status is Status.RESTORED
+            return
         self.stage_s["decode"] += result.decode_s
         self.stage_s["restore"] += result.restore_s
         self.stage_s["encode"] += result.encode_s
         if result.status is Status.RESTORED:
             self.pixels += result.height * result.width
-        if result.status is Status.FAILED and len(self.failures) < SHOWN_FAILURES:
+        if result.status is Status.FAILED and len(self.failures) < SHOWN:
             self.failures.append(result)
-        if self.keep_items:
-            self.items.append(result)
+        if result.anew:
+            self.anew += 1
+            if len(self.redone) < SHOWN:
+                self.redone.append(result)
 
     @property
     def begun(self) -> bool:
@@ -78,7 +126,9 @@ class JobReport:
 
     @property
     def images_per_s(self) -> float:
-        return self.counts[Status.RESTORED] / self.seconds if self.seconds else 0.0
+        """Of this session."""
+        restored = self.counts[Status.RESTORED] - self.before
+        return restored / self.seconds if self.seconds else 0.0
 
     @property
     def exit_code(self) -> int:
@@ -86,26 +136,53 @@ class JobReport:
         return 1 if self.counts[Status.FAILED] else 0
 
     def summary(self) -> str:
-        """One line: "38 restored, 2 failed in 12.3 s (3.1 images/s)"."""
+        """One line: "38 restored (12 of them before), 2 failed in 12.3 s (3.1 images/s)"."""
         rest = [(status, self.counts[status]) for status in (Status.SKIPPED, Status.FAILED)]
-        parts = [f"{self.counts[Status.RESTORED]} restored"]
+        before = f" ({self.before} of them before)" if self.before else ""
+        parts = [f"{self.counts[Status.RESTORED]} restored{before}"]
         parts += [f"{count} {status.value}" for status, count in rest if count]
         return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_s:.1f} images/s)"
 
     def failure_lines(self) -> list[str]:
         """A line for each of the first failures, and one with the count of the rest."""
         lines = [f"{result.source}: {result.reason}" for result in self.failures]
-        unlisted = self.counts[Status.FAILED] - len(self.failures)
-        return [*lines, f"... and {unlisted} more"] if unlisted else lines
+        return _with_rest(lines, self.counts[Status.FAILED])
+
+    def redone_lines(self) -> list[str]:
+        """The same for what was done anew."""
+        return _with_rest([f"{result.source}: {result.anew}" for result in self.redone], self.anew)
+
+    def gone_line(self) -> str:
+        """What to say of results whose sources are gone; empty without."""
+        if not self.gone:
+            return ""
+        return f"{counted(self.gone, 'source')} of this run no longer there; what became of them stays"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`; `items` holds every image where they were kept."""
+        """Plain values for `json.dumps`, but for the items."""
         return {
             "backend": self.backend,
             **{status.value: count for status, count in self.counts.items()},
+            "restored_before": self.before,
+            "done_anew": self.anew,
+            "sources_gone": self.gone,
             "seconds": round(self.seconds, 4),
             "images_per_s": round(self.images_per_s, 4),
             "megapixels": round(self.pixels / 1e6, 4),
             "stage_seconds": {stage: round(seconds, 4) for stage, seconds in self.stage_s.items()},
-            "items": [result.to_json() for result in self.items],
         }
+
+
+def report_lines(head: Mapping[str, Any], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A JSON object of the head's values and "items", an item a line: never all of it in memory at once."""
+    yield json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "items": ['
+    between = "\n    "
+    for item in items:
+        yield between + json.dumps(item)
+        between = ",\n    "
+    yield "\n  ]\n}\n"
+
+
+def _with_rest(lines: list[str], count: int) -> list[str]:
+    unlisted = count - len(lines)
+    return [*lines, f"... and {unlisted} more"] if unlisted else lines

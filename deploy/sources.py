@@ -5,16 +5,17 @@ from __future__ import annotations
 import mimetypes
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.report import ItemResult
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
 
-__all__ = ["Item", "check_sources", "find_items"]
+__all__ = ["Item", "check_sources", "find_items", "output_folder"]
 
 Identity = tuple[int, int]  # device and inode: one file or folder, whatever its names
 
@@ -24,6 +25,7 @@ class Item:
     source: Path
     target: Path
     problem: str = ""  # why it cannot be read at all; the pipeline reports it as failed
+    done: ItemResult | None = None  # by an earlier session, if that still holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +39,18 @@ class _Root:
 
 @dataclass(frozen=True, kw_only=True)
 class _Visit:
-    """One folder: what it is, and its images in order of their names."""
+    """One folder: what it is, and its images in order of their names, lazily and once."""
 
     identity: Identity | None
     target: Path
-    items: tuple[Item, ...]
+    is_empty: bool = False
+    items: Iterable[Item]  # a hundred thousand at once would be 80 MB
 
 
-def check_sources(job: InferJob) -> int:
+def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target: False) -> int:
     """Walks all sources once, and touches nothing. Returns how many items `find_items` will give.
 
+    is_ours: whether a target was written by the run that is gone on with, or was to be.
     Raises UsageError for all that would only surface half-way: a missing source, one that is a target or
     contains it, a target that is there already, two sources for one target, no way to write.
     """
@@ -63,13 +67,12 @@ def check_sources(job: InferJob) -> int:
         for visit in _visits(root, job):
             if visit.identity:
                 read.add(visit.identity)
-            if visit.items:
+            if not visit.is_empty:
                 written |= _writable_chain(visit.target)
-            if root.is_folder:
-                _need_own_targets(visit.items, claimed)
-            for item in visit.items:
-                _check_item(item, job, files.keys())
-            count += len(visit.items)
+            items = _with_own_targets(visit, claimed) if root.is_folder else visit.items
+            for item in items:
+                _check_item(item, job, files.keys(), is_ours)
+                count += 1
         if count == before:
             raise UsageError(
                 f"{root.source}: no images in it", fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES))}"
@@ -84,6 +87,14 @@ def find_items(job: InferJob) -> Iterator[Item]:
     for root in _roots(job):
         for visit in _visits(root, job):
             yield from visit.items
+
+
+def output_folder(job: InferJob) -> Path | None:
+    """The one folder that all results go to, in or below it; None for one image, and for several places."""
+    roots = _roots(job)
+    if len(roots) == 1:
+        return roots[0].target if roots[0].is_folder else None
+    return job.out
 
 
 def _roots(job: InferJob) -> list[_Root]:
@@ -166,15 +177,16 @@ def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
             unread = Item(source=folder, target=target, problem=f"folder not read: {exc.strerror}")
             yield _Visit(identity=None, target=target.parent, items=(unread,))
             continue
-        items = tuple(
-            Item(
-                source=folder / name, target=target / _with_format(name, job), problem=_problem(folder / name)
-            )
-            for name in images
-        )
-        yield _Visit(identity=identity, target=target, items=items)
+        items = _items(folder, target, images, job)
+        yield _Visit(identity=identity, target=target, is_empty=not images, items=items)
         below = above | {identity}
         stack.extend((folder / name, target / name, below) for name in reversed(folders))
+
+
+def _items(folder: Path, target: Path, names: Iterable[str], job: InferJob) -> Iterator[Item]:
+    for name in names:
+        source = folder / name
+        yield Item(source=source, target=target / _with_format(name, job), problem=_problem(source))
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
@@ -216,7 +228,7 @@ def _identity(path: Path) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def _check_item(item: Item, job: InferJob, files: Set[Identity]) -> None:
+def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[Path], bool]) -> None:
     if item.problem:
         return
     suffix = item.target.suffix
@@ -236,8 +248,13 @@ def _check_item(item: Item, job: InferJob, files: Set[Identity]) -> None:
             f"{item.target} is a source, and the target of {item.source}",
             fix="give another OUT; sources are never replaced",
         )
-    if job.existing is Existing.REFUSE and os.path.lexists(item.target):
-        raise UsageError(f"{item.target} is there already", fix="add --overwrite or --skip-existing")
+    if job.existing in (Existing.REFUSE, Existing.RESUME) and os.path.lexists(item.target):
+        if job.existing is Existing.REFUSE:
+            fix = "add --resume to go on with the run that wrote it, --overwrite or --skip-existing"
+            raise UsageError(f"{item.target} is there already", fix=fix)
+        if not is_ours(item.target):
+            fix = "move it, or go on with --skip-existing or --overwrite"
+            raise UsageError(f"{item.target} is there already, and not of the run to resume", fix=fix)
 
 
 def _status(target: Path) -> os.stat_result | None:
@@ -255,17 +272,38 @@ def _real(target: Path) -> Path:
     return target.parent.resolve() / target.name
 
 
-def _need_own_targets(items: Iterable[Item], claimed: Mapping[Path, Path] | None = None) -> None:
-    """Raises UsageError where two share one; `claimed`: targets of other sources, and whose they are."""
-    seen = dict(claimed or {})
+def _need_own_targets(items: Iterable[Item]) -> None:
+    """Raises UsageError where two share one."""
+    seen: dict[Path, Path] = {}
     for item in items:
         target = _real(item.target)
         if target in seen:
-            raise UsageError(
-                f"{seen[target]} and {item.source} would both become {item.target}",
-                fix="restore them one after the other, each to an OUT of its own",
-            )
+            _refuse_shared_target(seen[target], item)
         seen[target] = item.source
+
+
+def _with_own_targets(visit: _Visit, claimed: Mapping[Path, Path]) -> Iterator[Item]:
+    """A folder's items, lazily. Raises UsageError at the second one of a target.
+
+    claimed: targets of other sources, and whose they are.
+    """
+    folder = visit.target.resolve()
+    seen: dict[str, str] = {}  # by name alone: one folder's items lie in one folder
+    for item in visit.items:
+        name = item.target.name
+        if name in seen:
+            _refuse_shared_target(item.source.with_name(seen[name]), item)
+        if claimed and folder / name in claimed:
+            _refuse_shared_target(claimed[folder / name], item)
+        seen[name] = item.source.name
+        yield item
+
+
+def _refuse_shared_target(source: Path, item: Item) -> NoReturn:
+    raise UsageError(
+        f"{source} and {item.source} would both become {item.target}",
+        fix="restore them one after the other, each to an OUT of its own",
+    )
 
 
 def _writable_chain(folder: Path) -> dict[Identity, Path]:

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from random_weights import random_checkpoint
 
-from cmudrn.checkpoint import save_checkpoint
+from cmudrn.checkpoint import read_checkpoint, save_checkpoint
 from cmudrn.cli.app import main
+from cmudrn.deploy.ledger import LEDGER_NAME
 from cmudrn.deploy.native.library import is_built
 
 COMMAND = [sys.executable, "-m", "cmudrn", "infer"]
@@ -39,7 +40,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """All but the ledger of the run that wrote them."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.name != LEDGER_NAME)
 
 
 def infer(*arguments: str | Path) -> int:
@@ -143,7 +146,12 @@ def test_the_report_says_what_became_of_each(photos: Path, capsys: pytest.Captur
     assert (items["a.jpg"]["height"], items["a.jpg"]["width"]) == (20, 30)
     assert items["a.jpg"]["restore_s"] > 0
     assert "empty" in items["bad.jpg"]["reason"]
-    assert report["settings"] == {"loops": 1, "output": "fused", "weights": "default"}
+    sha256 = read_checkpoint("default").sha256
+    about = {"loops": 1, "output": "fused", "weights": "default", "weights_sha256": sha256}
+    assert report["settings"] == about
+    assert [Path(item["source"]).name for item in report["items"]] == ["a.jpg", "b.PNG", "bad.jpg", "c d.tif"]
+    assert "CPU" in items["a.jpg"]["restored_by"]
+    assert items["a.jpg"]["weights_sha256"] == sha256
     assert "bad.jpg: " in said.err
     assert "3 restored, 1 failed in " in said.err
     assert infer("photos", "-o", "out", "--report", "report.json", "--skip-existing") == 1
@@ -182,6 +190,12 @@ def test_one_image_that_fails_is_exit_code_1(photos: Path, capsys: pytest.Captur
         (["photos", "--weights", "none.safetensors"], "none.safetensors: no such weights"),
         (["photos", "--weights", "file.txt"], "file.txt"),
         (["photos", "--overwrite", "--skip-existing"], "contradict each other"),
+        (["photos", "--overwrite", "--resume"], "contradict each other"),
+        (["photos/a.jpg", "--resume"], "--resume: only what goes to one folder has a ledger"),
+        (["photos", "--quality", "0"], "--quality 0"),
+        (["photos", "--quality", "101"], "--quality 101"),
+        (["photos", "--png-level", "10"], "--png-level 10"),
+        (["photos", "--png-level", "-1"], "--png-level -1"),
         (["photos", "--report", "none/report.json"], "--report none/report.json"),
         (["photos", "--colour"], "--colour"),
         ([], "SRC"),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,12 @@ from cmudrn.cli.infer_options import (
     OutputChoice,
     Overlap,
     Overwrite,
+    PngLevel,
     PrecisionName,
     ProfileFile,
+    Quality,
     Report,
+    Resume,
     SkipExisting,
     Sources,
     Tile,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from cmudrn.deploy.job import Existing, InferJob
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.run import Run
+    from cmudrn.formats import Encoding
 
 __all__ = ["infer", "register"]
 
@@ -74,7 +78,10 @@ def infer(
     batch: Batch = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
+    resume: Resume = False,
     image_format: Format = None,
+    quality: Quality = None,
+    png_level: PngLevel = None,
     max_pixels: MaxPixels = None,
     weights: Weights = "default",
     report_to: Report = None,
@@ -123,21 +130,16 @@ def infer(
             store=store,
             engine=way.engine,
         ),
-        existing=_existing(overwrite, skip_existing),
+        existing=_existing(overwrite, skip_existing, resume),
         format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
+        encoding=_encoding(quality, png_level),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         weights=weights,
     )
     _check_report_path(report_to)
     _note_other_depth(job)
-    report = JobReport(keep_items=report_to is not None)
-    try:
-        _run(job, report)
-    finally:  # also of a job that was broken off: what is written is written
-        if report.begun:
-            _print_end(report)
-            if report_to is not None:
-                _write_report(report, job, report_to)
+    report = JobReport()
+    _run(job, report, report_to)
     raise typer.Exit(report.exit_code)
 
 
@@ -155,36 +157,54 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
     return way
 
 
-def _run(job: InferJob, report: JobReport) -> None:
+def _run(job: InferJob, report: JobReport, report_to: str | None) -> None:
     from cmudrn.deploy.backends import Backends
     from cmudrn.deploy.pipeline import restore_images
-    from cmudrn.deploy.sources import check_sources, find_items
+    from cmudrn.deploy.run import Run
 
-    total = check_sources(job)
-    with (
-        Backends(job, images=total, on_note=_note) as backends,
-        closing(restore_images(job, find_items(job), backends)) as results,
-    ):
+    with Run(job, on_note=_note) as run, Backends(job, images=run.total, on_note=_note) as backends:
+        run.begin(backends)
         report.backend = str(backends)
         _note(report.backend)
-        with _progress(total, report) as show:
-            for result in results:
-                report.add(result)
-                show()
+        try:
+            with (
+                closing(restore_images(job, run.items(), backends)) as results,
+                _progress(run.total, report) as show,
+            ):
+                for result in results:
+                    run.record(result)
+                    report.add(result)
+                    show()
+            report.gone = run.gone()
+        finally:  # also of a job that was broken off: what is written is written
+            _print_end(report)
+            if report_to is not None:
+                _write_report(report, job, run, report_to)
 
 
 def _note(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _existing(overwrite: bool, skip_existing: bool) -> Existing:
+def _existing(overwrite: bool, skip_existing: bool, resume: bool) -> Existing:
     from cmudrn.deploy.job import Existing
 
-    if overwrite and skip_existing:
-        raise UsageError("--overwrite and --skip-existing contradict each other", fix="give one of the two")
-    if overwrite:
-        return Existing.OVERWRITE
-    return Existing.SKIP if skip_existing else Existing.REFUSE
+    ways = {
+        "--overwrite": (overwrite, Existing.OVERWRITE),
+        "--skip-existing": (skip_existing, Existing.SKIP),
+        "--resume": (resume, Existing.RESUME),
+    }
+    given = [name for name, (told, _) in ways.items() if told]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} contradict each other", fix="give one of them")
+    return ways[given[0]][1] if given else Existing.REFUSE
+
+
+def _encoding(quality: int | None, png_level: int | None) -> Encoding:
+    from cmudrn.formats import Encoding
+
+    told = {"quality": quality, "png_level": png_level}
+    return Encoding(**{name: value for name, value in told.items() if value is not None})
 
 
 def _note_other_depth(job: InferJob) -> None:
@@ -215,22 +235,32 @@ def _check_report_path(report_to: str | None) -> None:
         )
 
 
-def _write_report(report: JobReport, job: InferJob, report_to: str) -> None:
-    settings = {"loops": job.loops, "output": job.output.value, "weights": job.weights}
-    text = json.dumps({"settings": settings, **report.to_json()}, indent=2)
-    if report_to == "-":
-        typer.echo(text)
-    else:
-        Path(report_to).write_text(text + "\n", encoding="utf-8")
+def _write_report(report: JobReport, job: InferJob, run: Run, report_to: str) -> None:
+    """The items come from the ledger one by one: a hundred thousand of them need not fit into memory."""
+    from cmudrn.checkpoint import read_checkpoint
+    from cmudrn.deploy.report import report_lines
+
+    sha256 = read_checkpoint(job.weights).sha256
+    settings = {
+        **{"loops": job.loops, "output": job.output.value},
+        **{"weights": job.weights, "weights_sha256": sha256},
+    }
+    items = ({**result.to_json(), "weights_sha256": sha256} for result in run.results())
+    with ExitStack() as taken:
+        file = sys.stdout if report_to == "-" else taken.enter_context(open(report_to, "w", encoding="utf-8"))  # noqa: PTH123
+        for line in report_lines({"settings": settings, **report.to_json()}, items):
+            file.write(line)
 
 
 def _print_end(report: JobReport) -> None:
     """To the standard error, as all that is said here: the standard output is the report's."""
-    lines = report.failure_lines()
-    if lines:
-        typer.echo("Not restored:", err=True)
-    for line in lines:
-        typer.echo(f"  {line}", err=True)
+    for what, lines in (("Done anew:", report.redone_lines()), ("Not restored:", report.failure_lines())):
+        if lines:
+            typer.echo(what, err=True)
+        for line in lines:
+            typer.echo(f"  {line}", err=True)
+    if report.gone:
+        typer.echo(report.gone_line(), err=True)
     typer.echo(report.summary(), err=True)
 
 

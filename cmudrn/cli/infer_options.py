@@ -16,9 +16,12 @@ __all__ = [
     "OutputChoice",
     "Overlap",
     "Overwrite",
+    "PngLevel",
     "PrecisionName",
     "ProfileFile",
+    "Quality",
     "Report",
+    "Resume",
     "SkipExisting",
     "Sources",
     "Tile",
@@ -86,7 +89,14 @@ Batch = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace targets that are there already.")]
 SkipExisting = Annotated[
     bool,
-    typer.Option("--skip-existing", help="Leave them, and restore the rest: goes on after an interruption."),
+    typer.Option("--skip-existing", help="Leave them, whoever wrote them, and restore the rest."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in OUT: do what it has not done, and what has changed since.",
+    ),
 ]
 Format = Annotated[
     str | None,
@@ -94,6 +104,20 @@ Format = Annotated[
         "--format",
         metavar="FORMAT",
         help="Write jpeg, png, tiff, webp, avif or heif. Default: as the source.",
+        show_default=False,
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        metavar="1..100", help="Of JPEG, WebP, AVIF and HEIF files. Default: 95.", show_default=False
+    ),
+]
+PngLevel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="0..9",
+        help="How long to look for a shorter PNG file; the pixels are the same. Default: 6.",
         show_default=False,
     ),
 ]
