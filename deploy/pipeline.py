@@ -22,11 +22,12 @@ from typing import TypeVar
 
 from cmudrn.deploy.backends import Backends, Pick
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.keeping import Keeper
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.errors import CmudrnError, ImageError
-from cmudrn.images import Picture, Pixels, read_header, read_picture, write_picture
+from cmudrn.images import MOST_PAGES, Picture, Pixels, read_header, read_picture
 
 __all__ = ["restore_images"]
 
@@ -67,6 +68,8 @@ class _Loaded:
     picture: Picture
     result: ItemResult  # so far: the size and the seconds
     pick: Pick | None = None  # once it is known what restores it
+    before: Pixels | None = None  # those that were read, where a map of the changes is to be drawn
+    restored_by: str = ""
 
 
 class _Line(AbstractContextManager["_Line"]):
@@ -75,6 +78,7 @@ class _Line(AbstractContextManager["_Line"]):
     def __init__(self, job: InferJob, backends: Backends) -> None:
         self.job = job
         self.backends = backends
+        self.keeper = Keeper(job)
         self.budget = _PixelBudget(IN_FLIGHT_PX)
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="cmudrn-read")
         self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="cmudrn-write")
@@ -134,7 +138,7 @@ class _Line(AbstractContextManager["_Line"]):
                     break
                 if restored is None:
                     break
-                self._hand_on(begun.popleft(), restored, time.perf_counter() - since)
+                self._hand_on(begun.popleft(), restored, restorer, time.perf_counter() - since)
                 self.read_ahead(pending)
                 yield from self.ended()
                 since = time.perf_counter()  # what the caller took was no restoring
@@ -193,10 +197,12 @@ class _Line(AbstractContextManager["_Line"]):
             except FAILURES as exc:
                 yield self._lost(loaded, exc)
             else:
-                self._hand_on(loaded, restored, time.perf_counter() - since)
+                self._hand_on(loaded, restored, restorer, time.perf_counter() - since)
 
-    def _hand_on(self, loaded: _Loaded, restored: Pixels, seconds: float) -> None:
+    def _hand_on(self, loaded: _Loaded, restored: Pixels, restorer: Restorer, seconds: float) -> None:
         """To the writers, the restored pixels in the place of the old ones."""
+        loaded.before = loaded.picture.pixels if self.job.keep.heatmap else None
+        loaded.restored_by = (loaded.pick and loaded.pick.engine) or restorer.backend.label
         loaded.picture = loaded.picture.with_pixels(restored)
         loaded.result = replace(loaded.result, restore_s=seconds)
         self.saves.append(self.writers.submit(self._save, loaded))
@@ -217,11 +223,11 @@ class _Line(AbstractContextManager["_Line"]):
         try:
             if self.job.existing is Existing.SKIP and item.target.exists():
                 return replace(result, status=Status.SKIPPED)
-            header = read_header(item.source, max_pixels=self.job.max_pixels)
-            result = replace(result, height=header.height, width=header.width)
-            held_px = self.budget.take(header.height * header.width)
+            header = read_header(item.source, max_pixels=self.job.max_pixels, max_pages=MOST_PAGES)
+            result = replace(result, height=header.height, width=header.width, pages=header.pages)
+            held_px = self.budget.take(result.pixels)
             start = time.perf_counter()
-            picture = read_picture(item.source, max_pixels=self.job.max_pixels)
+            picture = read_picture(item.source, max_pixels=self.job.max_pixels, max_pages=MOST_PAGES)
         except FAILURES as exc:
             self.budget.give(held_px)
             return _failed(result, exc)
@@ -232,7 +238,7 @@ class _Line(AbstractContextManager["_Line"]):
         start, target = time.perf_counter(), loaded.item.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(loaded.picture, target)
+            self.keeper.write(loaded.picture, loaded.before, target, loaded.restored_by)
         except FAILURES as exc:
             if _disk_full(exc):
                 raise CmudrnError(
@@ -245,7 +251,7 @@ class _Line(AbstractContextManager["_Line"]):
         return replace(loaded.result, encode_s=time.perf_counter() - start)
 
     def _give_back(self, result: ItemResult) -> None:
-        self.budget.give(result.height * result.width)
+        self.budget.give(result.pixels)
 
 
 class _PixelBudget:

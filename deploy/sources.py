@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.keep_options import HEATMAP_SUFFIX, heatmap_beside
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
+from cmudrn.images import is_change_map
 
 __all__ = ["Item", "check_sources", "find_items"]
 
@@ -54,10 +56,18 @@ def check_sources(job: InferJob) -> int:
     read: set[Identity] = set()
     written: dict[Identity, Path] = {}
     roots = _roots(job)
-    _need_own_targets(Item(source=root.source, target=root.target) for root in roots)
+    given = [(Item(source=root.source, target=root.target), root.is_folder) for root in roots]
+    _need_own_targets(
+        one for item, is_folder in given for one in ([item] if is_folder else _all_written([item], job))
+    )
     # Those in folders are guarded by their folders, and are too many to be held here.
     files = {_identity(root.source): root for root in roots if not root.is_folder}
-    claimed = {_real(root.target): root.source for root in files.values()}
+    claimed = {
+        _real(one.target): one.source
+        for item, is_folder in given
+        if not is_folder
+        for one in _all_written([item], job)
+    }
     for root in roots:
         before = count
         for visit in _visits(root, job):
@@ -66,8 +76,8 @@ def check_sources(job: InferJob) -> int:
             if visit.items:
                 written |= _writable_chain(visit.target)
             if root.is_folder:
-                _need_own_targets(visit.items, claimed)
-            for item in visit.items:
+                _need_own_targets(_all_written(visit.items, job), claimed)
+            for item in _all_written(visit.items, job):
                 _check_item(item, job, files.keys())
             count += len(visit.items)
         if count == before:
@@ -184,9 +194,14 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
         for entry in entries:
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif _is_image_name(entry.name):
+            elif _is_image_name(entry.name) and not _is_our_map(entry):
                 images.append(entry.name)
     return sorted(images), sorted(folders)
+
+
+def _is_our_map(entry: os.DirEntry[str]) -> bool:
+    """What `--heatmap` has drawn is no photograph."""
+    return entry.name.endswith(HEATMAP_SUFFIX) and is_change_map(Path(entry.path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -214,6 +229,14 @@ def _problem(source: Path) -> str:
 def _identity(path: Path) -> Identity:
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def _all_written(items: Iterable[Item], job: InferJob) -> Iterator[Item]:
+    """The items, and each once more for its map."""
+    for item in items:
+        yield item
+        if job.keep.heatmap:
+            yield Item(source=item.source, target=heatmap_beside(item.target), problem=item.problem)
 
 
 def _check_item(item: Item, job: InferJob, files: Set[Identity]) -> None:

@@ -15,6 +15,7 @@ import typer
 from cmudrn.cli.infer_options import (
     Batch,
     Format,
+    Heatmap,
     Loops,
     MaxPixels,
     Out,
@@ -23,9 +24,11 @@ from cmudrn.cli.infer_options import (
     Overwrite,
     PrecisionName,
     ProfileFile,
+    Provenance,
     Report,
     SkipExisting,
     Sources,
+    Strip,
     Tile,
 )
 from cmudrn.cli.options import (
@@ -47,7 +50,6 @@ if TYPE_CHECKING:
     from cmudrn.deploy.report import JobReport
 
 __all__ = ["infer", "register"]
-
 
 
 def register(app: typer.Typer) -> None:
@@ -77,6 +79,9 @@ def infer(
     skip_existing: SkipExisting = False,
     image_format: Format = None,
     max_pixels: MaxPixels = None,
+    strip: Strip = False,
+    provenance: Provenance = False,
+    heatmap: Heatmap = False,
     weights: Weights = "default",
     report_to: Report = None,
 ) -> None:
@@ -86,6 +91,7 @@ def infer(
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
     """
     from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+    from cmudrn.deploy.keep_options import KeepOptions
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
     from cmudrn.engines.spec import Output, Precision
@@ -127,6 +133,7 @@ def infer(
         existing=_existing(overwrite, skip_existing),
         format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+        keep=KeepOptions(strip=strip, provenance=provenance, heatmap=heatmap),
         weights=weights,
     )
     _check_report_path(report_to)
