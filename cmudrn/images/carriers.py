@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from cmudrn.errors import ImageError
 from cmudrn.formats import ImageFormat
 from cmudrn.images.exif import PREFIX, add_to_tiff
 from cmudrn.images.heif_items import put_exif_item
@@ -28,7 +27,7 @@ PNG_HEADER_BYTES = 8 + 25  # signature and IHDR
 # How the numbers mean colours, and when the picture was last changed; libvips drops them. Before IDAT, all.
 KEPT_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"mDCV", b"cLLI", b"tIME")
 COLOUR_CHUNKS = KEPT_CHUNKS[:-1]
-MOST_JPEG_SEGMENT_BYTES = 65_533
+PNG_XMP = b"XML:com.adobe.xmp" + bytes(5)  # uncompressed, in no language
 RESOLUTION_UNIT, NO_UNIT = 0x0128, 1
 WEBP_HAS_EXIF = 0x08
 
@@ -38,12 +37,13 @@ class Extras:
     """What a file is to hold beside what libvips writes."""
 
     exif: bytes | None = None  # from its byte order on
+    png_xmp: bytes | None = None  # libvips would compress it, and put it where few look
     chunks: Sequence[Chunk] = ()  # of a PNG
     resolution: tuple[float, float] | None = None  # pixels a millimetre, across and down
 
 
 def put_extras(file: BinaryIO, image_format: ImageFormat, extras: Extras) -> None:
-    """Into a whole file, open for reading and writing. Raises ImageError where the format has no room."""
+    """Into a whole file, open for reading and writing."""
     if image_format is ImageFormat.JPEG:
         _into_jpeg(file, extras)
     elif image_format is ImageFormat.PNG:
@@ -83,11 +83,6 @@ def _into_jpeg(file: BinaryIO, extras: Extras) -> None:
         at += 2 + int.from_bytes(file.read(2), "big")
     if extras.exif:
         content = PREFIX + extras.exif
-        if len(content) > MOST_JPEG_SEGMENT_BYTES:
-            raise ImageError(
-                f"its EXIF has {len(extras.exif):,} bytes, a JPEG holds {MOST_JPEG_SEGMENT_BYTES - 6:,}",
-                fix="--format png or tiff, or --strip",
-            )
         head += b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
     _splice(file, at, at, head)
 
@@ -112,8 +107,10 @@ def _into_png(file: BinaryIO, extras: Extras) -> None:
         start = file.seek(start + size)
     if extras.resolution is None and physical is not None:
         _splice(file, *physical, b"")
-    chunks: Iterable[Chunk] = (*extras.chunks, *([(b"eXIf", extras.exif)] if extras.exif else []))
-    added = b"".join(_png_chunk(name, content) for name, content in chunks if name not in there)
+    chunks = [chunk for chunk in extras.chunks if chunk[0] not in there]
+    chunks += [(b"eXIf", extras.exif)] if extras.exif else []
+    chunks += [(b"iTXt", PNG_XMP + extras.png_xmp)] if extras.png_xmp else []
+    added = b"".join(_png_chunk(*chunk) for chunk in chunks)
     _splice(file, PNG_HEADER_BYTES, PNG_HEADER_BYTES, added)
 
 

@@ -142,15 +142,15 @@ def _add_to_history(
 def _say_enhanced(document: minidom.Document, rdf: minidom.Element, ours: minidom.Element) -> None:
     for description in _descriptions(rdf):
         if description.hasAttributeNS(IPTC_EXT, "DigitalSourceType"):
-            node = description.getAttributeNodeNS(IPTC_EXT, "DigitalSourceType")
-            if node is not None and _is_captured(node.value):
-                node.value = ENHANCED
+            told = description.getAttributeNodeNS(IPTC_EXT, "DigitalSourceType")
+            if told is not None and _is_captured(told.value):
+                told.value = ENHANCED
             return
     for element in rdf.getElementsByTagNameNS(IPTC_EXT, "DigitalSourceType"):
-        told = element.getAttributeNS(RDF, "resource") or "".join(
+        kind = element.getAttributeNS(RDF, "resource") or "".join(
             node.data for node in element.childNodes if isinstance(node, minidom.Text)
         )
-        if _is_captured(told):
+        if _is_captured(kind):
             if element.hasAttributeNS(RDF, "resource"):
                 element.removeAttributeNS(RDF, "resource")
             for node in list(element.childNodes):

@@ -18,7 +18,7 @@ from cmudrn.images.carriers import COLOUR_CHUNKS, Extras, put_extras
 from cmudrn.images.exif import PREFIX, with_orientation, without_thumbnail
 from cmudrn.images.failures import failing_as_image_error, other_format
 from cmudrn.images.photoshop import without_thumbnails
-from cmudrn.images.picture import Metadata, Picture, Pixels
+from cmudrn.images.picture import Picture, Pixels
 from cmudrn.images.provenance import Provenance, with_provenance
 from cmudrn.images.turning import laid_down
 
@@ -27,7 +27,8 @@ __all__ = ["Keeping", "write_picture"]
 # libvips' flags of what a file is to hold. EXIF goes past it; a gain map belongs to the pixels that were.
 KEEP_EXIF, KEEP_THE_REST = 1, 2 | 4 | 8 | 16
 KEPT_WHEN_STRIPPED = ("icc-profile-data", "delay", "loop")
-MOST_XMP_BYTES_IN_JPEG = 65_502  # one segment, less its mark; libvips would leave out what is longer
+# One segment, less its mark and length. libvips would leave out without a word what is longer.
+MOST_BYTES_IN_JPEG = {"EXIF": 65_533 - 6, "XMP": 65_533 - 29}
 RESOURCES = ("photoshop-data", "iptc-data")
 SRGB_GAMMA = 45_455  # in a PNG's units
 NO_RESOLUTION = (1.0, 1.0)  # for libvips, which knows no other way; taken out of the file again
@@ -55,7 +56,6 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], keeping: Keepi
     image_format = ImageFormat.of(path.suffix)
     if image_format is None or not image_format.writable:
         raise ImageError(f"{path}: cannot write {path.suffix or 'a name without suffix'}", fix=other_format())
-    codec = CODECS[image_format]
     _need_room(picture, path, image_format, keeping)
     with failing_as_image_error(path, "write"), replacing(path, durable=False) as file:
         _encode(picture, path, image_format, file, keeping)
@@ -67,7 +67,9 @@ def _encode(
     picture: Picture, path: Path, image_format: ImageFormat, file: BinaryIO, keeping: Keeping
 ) -> None:
     codec = CODECS[image_format]
-    exif = _exif(picture, codec, keeping)
+    exif, fields = _exif(picture, codec, keeping), _fields(picture, codec, keeping)
+    if image_format is ImageFormat.JPEG:
+        _need_short(path, EXIF=exif, XMP=fields.get("xmp-data"))
     options = dict(codec.save_options)
     if picture.pixels.dtype == np.uint16 and codec.load == "heif":
         options["bitdepth"] = 12
@@ -75,8 +77,9 @@ def _encode(
         options["bigtiff"] = picture.pixels.nbytes > 2**31  # classic TIFF ends at 4 GB, metadata included
     # libheif makes an item for EXIF where libvips writes one: its content is replaced afterwards.
     options["keep"] = KEEP_THE_REST | (KEEP_EXIF if exif and codec.load == "heif" else 0)
+    xmp = fields.pop("xmp-data", None) if image_format is ImageFormat.PNG else None
     image = _as_stored(picture, codec)
-    for name, value in _fields(picture, path, image_format, keeping).items():
+    for name, value in fields.items():
         image.set_type(_gtype(value), name, value)
     if exif and codec.load == "heif":
         image.set_type(pyvips.GValue.blob_type, "exif-data", PREFIX + exif)
@@ -84,7 +87,13 @@ def _encode(
     target = pyvips.Target.new_to_descriptor(file.fileno())
     pyvips.Operation.call(f"{codec.load}save_target", image, target, **options)
     chunks = [one for one in picture.chunks if not keeping.strip or one[0] in COLOUR_CHUNKS]
-    put_extras(file, image_format, Extras(exif, chunks, None if keeping.strip else picture.resolution))
+    extras = Extras(
+        exif=exif,
+        png_xmp=xmp if isinstance(xmp, bytes) else None,
+        chunks=chunks,
+        resolution=None if keeping.strip else picture.resolution,
+    )
+    put_extras(file, image_format, extras)
 
 
 def _need_room(picture: Picture, path: Path, image_format: ImageFormat, keeping: Keeping) -> None:
@@ -125,10 +134,9 @@ def _exif(picture: Picture, codec: Codec, keeping: Keeping) -> bytes | None:
     return with_orientation(block, picture.orientation if codec.has_orientation else 1)
 
 
-def _fields(picture: Picture, path: Path, image_format: ImageFormat, keeping: Keeping) -> Metadata:
+def _fields(picture: Picture, codec: Codec, keeping: Keeping) -> dict[str, object]:
     """What libvips is to write."""
-    codec = CODECS[image_format]
-    fields = dict(picture.metadata)
+    fields: dict[str, object] = dict(picture.metadata)
     if keeping.strip:
         fields = {name: value for name, value in fields.items() if name in KEPT_WHEN_STRIPPED}
     for name in RESOURCES:
@@ -140,17 +148,16 @@ def _fields(picture: Picture, path: Path, image_format: ImageFormat, keeping: Ke
         fields["xmp-data"] = with_provenance(
             packet if isinstance(packet, bytes) else None, keeping.provenance
         )
-    packet = fields.get("xmp-data", b"")
-    if (
-        isinstance(packet, bytes)
-        and image_format is ImageFormat.JPEG
-        and len(packet) > MOST_XMP_BYTES_IN_JPEG
-    ):
-        raise ImageError(
-            f"{path}: its XMP has {len(packet):,} bytes, a JPEG holds {MOST_XMP_BYTES_IN_JPEG:,}",
-            fix="--format png or tiff, or --strip",
-        )
     return fields
+
+
+def _need_short(path: Path, **blocks: object) -> None:
+    for name, block in blocks.items():
+        if isinstance(block, bytes) and len(block) > MOST_BYTES_IN_JPEG[name]:
+            raise ImageError(
+                f"{path}: its {name} has {len(block):,} bytes, a JPEG holds {MOST_BYTES_IN_JPEG[name]:,}",
+                fix="use --format png or tiff, or --strip",
+            )
 
 
 def _as_stored(picture: Picture, codec: Codec) -> Any:
