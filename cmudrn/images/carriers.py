@@ -9,25 +9,21 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from cmudrn.formats import ImageFormat
+from cmudrn.images.chunks import PNG_XMP, Chunk
 from cmudrn.images.exif import PREFIX, add_to_tiff
 from cmudrn.images.heif_items import put_exif_item
-from cmudrn.images.ifd import read_directory, read_start
+from cmudrn.images.ifd import Entry, read_directory, read_start
 
-__all__ = ["Chunk", "Extras", "put_extras", "read_png_chunks"]
-
-Chunk = tuple[bytes, bytes]  # PNG: name and content
+__all__ = ["Extras", "put_extras"]
 
 BLOCK_BYTES = 1 << 20
 PNG_HEADER_BYTES = 8 + 25  # signature and IHDR
-# How the numbers mean colours, and when the picture was last changed; libvips drops them. Before IDAT, all.
-KEPT_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"mDCV", b"cLLI", b"tIME")
-COLOUR_CHUNKS = KEPT_CHUNKS[:-1]
-PNG_XMP = b"XML:com.adobe.xmp" + bytes(5)  # uncompressed, in no language
+IPTC_TAG, UNDEFINED = 33723, 7
 RESOLUTION_UNIT, NO_UNIT = 0x0128, 1
 WEBP_HAS_EXIF = 0x08
 
@@ -38,7 +34,8 @@ class Extras:
 
     exif: bytes | None = None  # from its byte order on
     png_xmp: bytes | None = None  # libvips would compress it, and put it where few look
-    chunks: Sequence[Chunk] = ()  # of a PNG
+    tiff_iptc: bytes = b""  # libvips would write a quarter of it
+    chunks: Sequence[Chunk] = ()  # of the same format
     resolution: tuple[float, float] | None = None  # pixels a millimetre, across and down
 
 
@@ -53,25 +50,13 @@ def put_extras(file: BinaryIO, image_format: ImageFormat, extras: Extras) -> Non
     elif image_format is ImageFormat.TIFF:
         if extras.resolution is None:
             _without_unit(file)
-        if extras.exif:
-            add_to_tiff(file, extras.exif)
+        iptc = (
+            {IPTC_TAG: Entry(UNDEFINED, len(extras.tiff_iptc), extras.tiff_iptc)} if extras.tiff_iptc else {}
+        )
+        if extras.exif or iptc:
+            add_to_tiff(file, extras.exif, iptc)
     elif image_format in (ImageFormat.AVIF, ImageFormat.HEIF) and extras.exif:
         put_exif_item(file, extras.exif)
-
-
-def read_png_chunks(file: BinaryIO) -> Iterator[Chunk]:
-    """All before the pixels; contents only of those that are kept, and of one that counts frames."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        size, name = int.from_bytes(head[:4], "big"), head[4:]
-        if name == b"IDAT":
-            return
-        if name in (*KEPT_CHUNKS, b"acTL") and size < BLOCK_BYTES:
-            yield name, file.read(size)
-            size = 0
-        else:
-            yield name, b""
-        file.seek(size + 4, io.SEEK_CUR)
 
 
 def _into_jpeg(file: BinaryIO, extras: Extras) -> None:
@@ -83,8 +68,13 @@ def _into_jpeg(file: BinaryIO, extras: Extras) -> None:
         at += 2 + int.from_bytes(file.read(2), "big")
     if extras.exif:
         content = PREFIX + extras.exif
-        head += b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+        head += _segment(b"\xe1", content)
+    head += b"".join(_segment(*chunk) for chunk in extras.chunks)
     _splice(file, at, at, head)
+
+
+def _segment(marker: bytes, content: bytes) -> bytes:
+    return b"\xff" + marker + (len(content) + 2).to_bytes(2, "big") + content
 
 
 def _jfif(resolution: tuple[float, float] | None) -> bytes:

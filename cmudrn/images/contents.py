@@ -1,13 +1,12 @@
-"""What a file holds that libvips does not tell: its pages' sizes, frames it would pass over, EXIF of TIFF."""
+"""What a file holds that libvips does not tell: EXIF byte for byte, pages' sizes, frames it passes over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from cmudrn.formats import ImageFormat
-from cmudrn.images.carriers import KEPT_CHUNKS, Chunk, read_png_chunks
+from cmudrn.images.chunks import Parts, jpeg_parts, png_parts
 from cmudrn.images.exif import exif_of_tiff
 from cmudrn.images.ifd import TiffDamaged, read_directory, read_start
 
@@ -23,10 +22,7 @@ SUBFILE_TYPE, REDUCED = 254, 1
 class Contents:
     """What is beside the first picture."""
 
-    exif: bytes | None = None  # of a TIFF
-    chunks: Sequence[Chunk] = ()  # of a PNG, those that are kept
-    frames: int = 1  # of an animated PNG: libvips shows the first alone
-    says_resolution: bool = True  # where the format's header alone can say it
+    parts: Parts = field(default_factory=Parts)
     is_sequence: bool = False  # AVIF and HEIF: a film
     pages_are_copies: bool = False  # TIFF: smaller ones of the first, as pyramids and previews are
     pages_are_alike: bool = True  # TIFF
@@ -37,21 +33,13 @@ def contents_of(file: BinaryIO, image_format: ImageFormat) -> Contents:
     if image_format is ImageFormat.TIFF:
         return _of_tiff(file)
     if image_format is ImageFormat.PNG:
-        return _of_png(file)
+        return Contents(png_parts(file))
+    if image_format is ImageFormat.JPEG:
+        return Contents(jpeg_parts(file))
     if image_format in (ImageFormat.AVIF, ImageFormat.HEIF):
         file.seek(8)
         return Contents(is_sequence=file.read(4) in (b"avis", b"msf1", b"hevc", b"hevx"))
     return Contents()
-
-
-def _of_png(file: BinaryIO) -> Contents:
-    chunks = list(read_png_chunks(file))
-    control = next((content for name, content in chunks if name == b"acTL"), b"")
-    return Contents(
-        chunks=tuple(chunk for chunk in chunks if chunk[0] in KEPT_CHUNKS and chunk[1]),
-        frames=max(1, int.from_bytes(control[:4], "big")),
-        says_resolution=any(name == b"pHYs" for name, _ in chunks),
-    )
 
 
 def _of_tiff(file: BinaryIO) -> Contents:
@@ -71,7 +59,7 @@ def _of_tiff(file: BinaryIO) -> Contents:
     except TiffDamaged:
         pass
     return Contents(
-        exif=exif_of_tiff(file),
+        parts=Parts(exif=exif_of_tiff(file)),
         pages_are_copies=len(pages) > 1 and others_are_copies,
         pages_are_alike=len(set(pages)) <= 1,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from cmudrn.images.ifd import (
@@ -23,7 +24,14 @@ from cmudrn.images.ifd import (
     read_start,
 )
 
-__all__ = ["add_to_tiff", "exif_of_tiff", "with_orientation", "without_prefix", "without_thumbnail"]
+__all__ = [
+    "add_to_tiff",
+    "exif_of_tiff",
+    "orientation_in",
+    "with_orientation",
+    "without_prefix",
+    "without_thumbnail",
+]
 
 PREFIX = b"Exif\0\0"
 ORIENTATION, SHORT = 0x0112, 3
@@ -41,6 +49,16 @@ OFFSET_KINDS_ALONE = (13, 18)  # values that are places in their file: they woul
 def without_prefix(block: bytes) -> bytes:
     """As PNG has it: from the byte order on."""
     return block.removeprefix(PREFIX)
+
+
+def orientation_in(block: bytes | None) -> int:
+    """What the block says; 1 where it says nothing."""
+    try:
+        form, offset = _block_start(block or b"")
+        directory = read_directory(io.BytesIO(block or b""), form, offset, lambda tag: tag == ORIENTATION)
+    except TiffDamaged:
+        return 1
+    return _number(directory, ORIENTATION, form) or 1
 
 
 def with_orientation(block: bytes | None, orientation: int) -> bytes | None:
@@ -119,25 +137,16 @@ def exif_of_tiff(file: BinaryIO) -> bytes | None:
     return mark + struct.pack(plain.offset, 8) + lay_out(directory, plain, 8)
 
 
-def add_to_tiff(file: BinaryIO, block: bytes) -> None:
-    """Gives the first page of a TIFF file the tags of a block, all but those that it has already.
+def add_to_tiff(file: BinaryIO, block: bytes | None, others: Mapping[int, Entry]) -> None:
+    """Gives the first page of a TIFF file other tags, and those of a block, but for what it has already.
 
     The first directory is laid out anew at the end, the old one is left behind: some hundred bytes.
     """
-    source = io.BytesIO(block)
-    try:
-        source_form, source_offset = _block_start(block)
-        added = _carried(
-            read_directory(source, source_form, source_offset, lambda tag: tag not in OF_STORAGE)
-        )
-    except TiffDamaged:
-        return
     form, offset = read_start(file)
     there = read_directory(file, form, offset, lambda tag: False)
-    added = in_order(added, source_form, form)
-    added = Directory(
-        {tag: entry for tag, entry in added.entries.items() if tag not in there.raw}, added.children
-    )
+    added = Directory() if block is None else _of_block(block, form)
+    entries = {tag: one for tag, one in {**added.entries, **others}.items() if tag not in there.raw}
+    added = Directory(entries, added.children)
     end = file.seek(0, io.SEEK_END)
     at = end + end % 2
     laid = lay_out(added, form, at, as_they_are=there.raw, next_offset=there.next_offset)
@@ -151,6 +160,16 @@ def _block_start(block: bytes) -> tuple[Form, int]:
     if form.big:
         raise TiffDamaged("EXIF has no BigTIFF")
     return form, offset
+
+
+def _of_block(block: bytes, form: Form) -> Directory:
+    """What a TIFF takes of it, as that writes its numbers; nothing of what cannot be read."""
+    try:
+        own_form, offset = _block_start(block)
+        directory = read_directory(io.BytesIO(block), own_form, offset, lambda tag: tag not in OF_STORAGE)
+    except TiffDamaged:
+        return Directory()
+    return in_order(_carried(directory), own_form, form)
 
 
 def _carried(directory: Directory) -> Directory:

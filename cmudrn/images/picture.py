@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError
 from cmudrn.formats import ImageFormat
-from cmudrn.images.carriers import Chunk
+from cmudrn.images.chunks import Chunk
 
 __all__ = ["Header", "Metadata", "Picture", "Pixels"]
 
@@ -48,7 +48,7 @@ class Picture:
     resolution: tuple[float, float] | None  # pixels a millimetre, as libvips counts: across, down
     metadata: Metadata  # what libvips carries
     exif: bytes | None = None  # byte for byte, from its byte order on
-    chunks: Sequence[Chunk] = ()  # a PNG's own: how its numbers mean colours, when it was changed
+    chunks: Sequence[Chunk] = ()  # of a PNG or JPEG, and for no other format
     modified_ns: int | None = None  # the file's time, since 1970
 
     @property

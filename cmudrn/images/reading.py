@@ -12,7 +12,7 @@ import pyvips
 from cmudrn.errors import ImageError, ImageTooLarge
 from cmudrn.formats import CODECS, ImageFormat, sniff
 from cmudrn.images.contents import Contents, contents_of
-from cmudrn.images.exif import with_orientation, without_prefix
+from cmudrn.images.exif import orientation_in, with_orientation, without_prefix
 from cmudrn.images.failures import failing_as_image_error
 from cmudrn.images.picture import Header, Metadata, Picture, Pixels
 from cmudrn.images.turning import turned
@@ -24,8 +24,8 @@ __all__ = ["DEFAULT_MAX_PIXELS", "read_header", "read_picture"]
 DEFAULT_MAX_PIXELS = 400_000_000
 
 _KEPT_FIELDS = (  # and all that begin so
-    *("icc-profile-data", "xmp-data", "iptc-data", "orientation", "resolution-unit"),
-    *("png-comment-", "photoshop-data", "image-description", "delay", "loop"),
+    *("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "image-description"),
+    *("orientation", "resolution-unit", "delay", "loop"),
 )
 _IN_HEIF = (ImageFormat.AVIF, ImageFormat.HEIF)
 _ANIMATED = (ImageFormat.GIF, ImageFormat.WEBP)
@@ -63,6 +63,10 @@ def read_picture(
         modified_ns = os.fstat(file.fileno()).st_mtime_ns
         image, orientation, exif = opened.image, opened.orientation, opened.exif
         metadata = _kept_metadata(image)
+        if (
+            opened.contents.parts.xmp
+        ):  # libvips looks before a PNG's pixels alone, and takes parts for the whole
+            metadata = {**metadata, "xmp-data": opened.contents.parts.xmp}
         if opened.format in _IN_HEIF:
             metadata = {**metadata, "orientation": 1}
             exif = exif and with_orientation(exif, 1)
@@ -80,7 +84,7 @@ def read_picture(
         resolution=opened.resolution,
         metadata=metadata,
         exif=exif,
-        chunks=opened.contents.chunks,
+        chunks=opened.contents.parts.chunks,
         modified_ns=modified_ns,
     )
 
@@ -102,22 +106,25 @@ class _Opened:
     @property
     def orientation(self) -> int:
         """EXIF orientation of the pixels as decoded: 1 after libheif, which has turned them already."""
-        if not CODECS[self.format].has_orientation or "orientation" not in self._fields:
+        if not CODECS[self.format].has_orientation:
             return 1
-        value = int(self.image.get("orientation"))
+        if self.format is ImageFormat.TIFF:
+            value = int(self.image.get("orientation")) if "orientation" in self._fields else 1
+        else:
+            value = orientation_in(self.exif)
         return value if 1 <= value <= 8 else 1
 
     @property
     def exif(self) -> bytes | None:
-        if "exif-data" not in self._fields:
-            return self.contents.exif
+        if self.contents.parts.exif or "exif-data" not in self._fields:
+            return self.contents.parts.exif
         return without_prefix(self.image.get("exif-data")) or None
 
     @property
     def resolution(self) -> tuple[float, float] | None:
         """None where the file says none; libvips has a default of its own for each format."""
         if self.format is ImageFormat.PNG:
-            says = self.contents.says_resolution
+            says = self.contents.parts.says_resolution
         else:
             says = "resolution-unit" in self._fields
         return (self.image.xres, self.image.yres) if says else None
@@ -146,9 +153,9 @@ def _load(file: BinaryIO, image_format: ImageFormat, **options: object) -> Any:
 def _pages(image: Any, image_format: ImageFormat, held: Contents, path: Path, max_pages: int) -> int:
     """How many are to be decoded. Raises ImageError where some would be lost, or are too many."""
     pages = int(image.get("n-pages")) if "n-pages" in image.get_fields() else 1
-    if held.frames > 1:
+    if held.parts.frames > 1:
         raise ImageError(
-            f"{path}: an animated PNG of {held.frames} frames, of which only the first is read",
+            f"{path}: an animated PNG of {held.parts.frames} frames, of which only the first is read",
             fix="convert it to animated WebP",
         )
     if held.is_sequence:

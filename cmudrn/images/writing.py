@@ -14,10 +14,11 @@ import pyvips
 from cmudrn.errors import ImageError
 from cmudrn.files import replacing
 from cmudrn.formats import CODECS, Codec, ImageFormat
-from cmudrn.images.carriers import COLOUR_CHUNKS, Extras, put_extras
+from cmudrn.images.carriers import Extras, put_extras
+from cmudrn.images.chunks import COLOUR_CHUNKS
 from cmudrn.images.exif import PREFIX, with_orientation, without_thumbnail
 from cmudrn.images.failures import failing_as_image_error, other_format
-from cmudrn.images.photoshop import without_thumbnails
+from cmudrn.images.photoshop import IPTC_FIELD, JPEG_MARK, RESOURCES_FIELD, iptc_in, resources_in
 from cmudrn.images.picture import Picture, Pixels
 from cmudrn.images.provenance import Provenance, with_provenance
 from cmudrn.images.turning import laid_down
@@ -29,7 +30,6 @@ KEEP_EXIF, KEEP_THE_REST = 1, 2 | 4 | 8 | 16
 KEPT_WHEN_STRIPPED = ("icc-profile-data", "delay", "loop")
 # One segment, less its mark and length. libvips would leave out without a word what is longer.
 MOST_BYTES_IN_JPEG = {"EXIF": 65_533 - 6, "XMP": 65_533 - 29}
-RESOURCES = ("photoshop-data", "iptc-data")
 SRGB_GAMMA = 45_455  # in a PNG's units
 NO_RESOLUTION = (1.0, 1.0)  # for libvips, which knows no other way; taken out of the file again
 
@@ -86,9 +86,11 @@ def _encode(
     # A descriptor, never a name: libvips takes `[...]` in a name for options.
     target = pyvips.Target.new_to_descriptor(file.fileno())
     pyvips.Operation.call(f"{codec.load}save_target", image, target, **options)
-    chunks = [one for one in picture.chunks if not keeping.strip or one[0] in COLOUR_CHUNKS]
+    chunks = picture.chunks if picture.format is image_format else ()
+    chunks = [one for one in chunks if not keeping.strip or one[0] in COLOUR_CHUNKS]
     extras = Extras(
         exif=exif,
+        tiff_iptc=iptc_in(resources_in(fields)) if image_format is ImageFormat.TIFF else b"",
         png_xmp=xmp if isinstance(xmp, bytes) else None,
         chunks=chunks,
         resolution=None if keeping.strip else picture.resolution,
@@ -139,9 +141,12 @@ def _fields(picture: Picture, codec: Codec, keeping: Keeping) -> dict[str, objec
     fields: dict[str, object] = dict(picture.metadata)
     if keeping.strip:
         fields = {name: value for name, value in fields.items() if name in KEPT_WHEN_STRIPPED}
-    for name in RESOURCES:
-        if isinstance(value := fields.get(name), bytes):
-            fields[name] = without_thumbnails(value)
+    resources = resources_in(fields)
+    fields = {name: value for name, value in fields.items() if name not in (IPTC_FIELD, RESOURCES_FIELD)}
+    if resources and codec.load == "jpeg":
+        fields[IPTC_FIELD] = JPEG_MARK + resources
+    elif resources and codec.load == "tiff":
+        fields[RESOURCES_FIELD] = resources
     fields["orientation"] = picture.orientation if codec.has_orientation else 1
     if keeping.provenance is not None:
         packet = fields.get("xmp-data")
