@@ -36,6 +36,7 @@ class ImageFormat(str, Enum):
     WEBP = "webp"
     AVIF = "avif"
     HEIF = "heif"
+    GIF = "gif"
 
     @property
     def suffix(self) -> str:
@@ -64,6 +65,9 @@ class Codec:
     has_alpha: bool = True
     # libheif turns pictures itself while it decodes, so these are written upright, with no tag.
     has_orientation: bool = True
+    has_pages: bool = False  # or frames
+    has_profile: bool = True  # ICC; without, the pixels are written as sRGB
+    has_xmp: bool = True
 
 
 _HEIF_OPTIONS = {"Q": LOSSY_QUALITY, "subsample_mode": "off"}
@@ -78,10 +82,19 @@ CODECS = {
     # paeth: on a photograph a third smaller than libvips' default of no filter, for 60 % more time.
     ImageFormat.PNG: Codec((".png",), "png", {"compression": PNG_LEVEL, "filter": "paeth"}, has_16_bits=True),
     ImageFormat.TIFF: Codec(
-        (".tif", ".tiff"), "tiff", {"compression": "deflate", "predictor": "horizontal"}, has_16_bits=True
+        (".tif", ".tiff"),
+        "tiff",
+        {"compression": "deflate", "predictor": "horizontal"},
+        has_16_bits=True,
+        has_pages=True,
     ),
     # exact: keeps the colour under transparent pixels. Lossy WebP is 4:2:0 by its specification.
-    ImageFormat.WEBP: Codec((".webp",), "webp", {"Q": LOSSY_QUALITY, "smart_subsample": True, "exact": True}),
+    ImageFormat.WEBP: Codec(
+        (".webp",),
+        "webp",
+        {"Q": LOSSY_QUALITY, "smart_subsample": True, "exact": True},
+        has_pages=True,
+    ),
     # At most 12 bits here: 16-bit pixels lose their lowest four.
     ImageFormat.AVIF: Codec(
         (".avif",), "heif", {**_HEIF_OPTIONS, "compression": "av1"}, has_16_bits=True, has_orientation=False
@@ -92,6 +105,10 @@ CODECS = {
         {**_HEIF_OPTIONS, "compression": "hevc"},
         has_16_bits=True,
         has_orientation=False,
+    ),
+    # 256 colours a frame, as every GIF: a restored photograph has more, and is dithered to them.
+    ImageFormat.GIF: Codec(
+        (".gif",), "gif", {}, has_orientation=False, has_pages=True, has_profile=False, has_xmp=False
     ),
 }
 
@@ -144,6 +161,8 @@ def sniff(start: bytes) -> ImageFormat | None:
         return ImageFormat.PNG
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return ImageFormat.TIFF
+    if start[:6] in (b"GIF87a", b"GIF89a"):
+        return ImageFormat.GIF
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return ImageFormat.WEBP
     if start[4:8] == b"ftyp":

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from cmudrn.deploy.keep_options import KeepOptions
 from cmudrn.engines.layout import Layout
 from cmudrn.engines.spec import Output, Precision
 from cmudrn.errors import UsageError
-from cmudrn.formats import Encoding, ImageFormat
+from cmudrn.formats import CODECS, Encoding, ImageFormat
 from cmudrn.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["DEFAULT_OVERLAP_PX", "DEFAULT_TILE_PX", "BackendName", "BackendOptions", "Existing", "InferJob"]
@@ -126,7 +127,8 @@ class InferJob:
     existing: Existing = Existing.REFUSE
     format: ImageFormat | None = None  # None: the source's own
     encoding: Encoding = field(default_factory=Encoding)
-    max_pixels: int = DEFAULT_MAX_PIXELS  # of one image
+    max_pixels: int = DEFAULT_MAX_PIXELS  # of one image, all its pages together
+    keep: KeepOptions = field(default_factory=KeepOptions)
     weights: str = "default"  # or a path
 
     def __post_init__(self) -> None:
@@ -142,6 +144,11 @@ class InferJob:
         if self.format and not self.format.writable:
             raise UsageError(
                 f"--format {self.format.value}: no encoder for it here", fix="give png, jpeg or tiff"
+            )
+        if self.format and self.keep.provenance and not CODECS[self.format].has_xmp:
+            raise UsageError(
+                f"--provenance with --format {self.format.value}, which holds no XMP",
+                fix="give --format webp",
             )
         need_between(1, None, max_pixels=self.max_pixels, tile=self.tile_px)
         need_between(1, MOST_AT_ONCE, batch=self.batch)

@@ -23,12 +23,13 @@ from typing import TypeVar
 from cmudrn.deploy.backends import Backends, Pick
 from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.keeping import Keeper
 from cmudrn.deploy.machine import available_cores
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.errors import CmudrnError, ImageError
-from cmudrn.images import Picture, Pixels, read_header, read_picture, write_picture
+from cmudrn.images import MOST_PAGES, Picture, Pixels, read_header, read_picture
 
 __all__ = ["restore_images"]
 
@@ -69,6 +70,7 @@ class _Loaded:
     picture: Picture
     result: ItemResult  # so far: the size and the seconds
     pick: Pick | None = None  # once it is known what restores it
+    before: Pixels | None = None  # those that were read, where a map of the changes is to be drawn
 
 
 class _Line(AbstractContextManager["_Line"]):
@@ -77,6 +79,7 @@ class _Line(AbstractContextManager["_Line"]):
     def __init__(self, job: InferJob, backends: Backends) -> None:
         self.job = job
         self.backends = backends
+        self.keeper = Keeper(job)
         self.budget = _PixelBudget(IN_FLIGHT_PX)
         threads = min(max(available_cores(), LEAST_THREADS), MOST_THREADS)
         self.readers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-read")
@@ -200,6 +203,7 @@ class _Line(AbstractContextManager["_Line"]):
 
     def _hand_on(self, loaded: _Loaded, restored: Pixels, seconds: float, restored_by: str) -> None:
         """To the writers, the restored pixels in the place of the old ones."""
+        loaded.before = loaded.picture.pixels if self.job.keep.heatmap else None
         loaded.picture = loaded.picture.with_pixels(restored)
         loaded.result = replace(loaded.result, restore_s=seconds, restored_by=restored_by)
         self.saves.append(self.writers.submit(self._save, loaded))
@@ -225,11 +229,11 @@ class _Line(AbstractContextManager["_Line"]):
             elif self.job.existing is Existing.SKIP and item.target.exists():
                 return replace(result, status=Status.SKIPPED)
             stamp = Stamp.of(item.source)
-            header = read_header(item.source, max_pixels=self.job.max_pixels)
-            result = replace(result, height=header.height, width=header.width)
-            held_px = self.budget.take(header.height * header.width)
+            header = read_header(item.source, max_pixels=self.job.max_pixels, max_pages=MOST_PAGES)
+            result = replace(result, height=header.height, width=header.width, pages=header.pages)
+            held_px = self.budget.take(result.pixels)
             start = time.perf_counter()
-            picture = read_picture(item.source, max_pixels=self.job.max_pixels)
+            picture = read_picture(item.source, max_pixels=self.job.max_pixels, max_pages=MOST_PAGES)
             result = replace(result, read=fingerprint_of(item.source, since=stamp))
         except FAILURES as exc:
             self.budget.give(held_px)
@@ -241,7 +245,7 @@ class _Line(AbstractContextManager["_Line"]):
         start, target = time.perf_counter(), loaded.item.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(loaded.picture, target, self.job.encoding)
+            self.keeper.write(loaded.picture, loaded.before, target, loaded.result.restored_by)
             written = fingerprint_of(target)
         except FAILURES as exc:
             if _disk_full(exc):
@@ -255,7 +259,7 @@ class _Line(AbstractContextManager["_Line"]):
         return replace(loaded.result, encode_s=time.perf_counter() - start, written=written)
 
     def _give_back(self, result: ItemResult) -> None:
-        self.budget.give(result.height * result.width)
+        self.budget.give(result.pixels)
 
 
 class _PixelBudget:

@@ -36,6 +36,7 @@ class ItemResult:
     reason: str = ""  # of a failure, one line
     height: int = 0  # pixels, upright; 0 where the header could not be read
     width: int = 0
+    pages: int = 1  # or frames
     decode_s: float = 0.0
     restore_s: float = 0.0
     encode_s: float = 0.0
@@ -59,6 +60,11 @@ class ItemResult:
         if self.written is None or not self.written.is_still(self.target, written_by_us=True):
             return "its target has changed"
         return ""
+
+    @property
+    def pixels(self) -> int:
+        """Of all pages."""
+        return self.pages * self.height * self.width
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats to a tenth of a millisecond."""
@@ -111,7 +117,7 @@ class JobReport:
         self.stage_s["restore"] += result.restore_s
         self.stage_s["encode"] += result.encode_s
         if result.status is Status.RESTORED:
-            self.pixels += result.height * result.width
+            self.pixels += result.pixels
         if result.status is Status.FAILED and len(self.failures) < SHOWN:
             self.failures.append(result)
         if result.anew:

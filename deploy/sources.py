@@ -7,13 +7,16 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.keep_options import HEATMAP_SUFFIX, heatmap_beside
 from cmudrn.deploy.report import ItemResult
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
+from cmudrn.images import is_change_map
 
 __all__ = ["Item", "check_sources", "find_items", "output_folder"]
 
@@ -58,10 +61,18 @@ def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target
     read: set[Identity] = set()
     written: dict[Identity, Path] = {}
     roots = _roots(job)
-    _need_own_targets(Item(source=root.source, target=root.target) for root in roots)
+    given = [(Item(source=root.source, target=root.target), root.is_folder) for root in roots]
+    _need_own_targets(
+        one for item, is_folder in given for one in ([item] if is_folder else _all_written(item, job))
+    )
     # Those in folders are guarded by their folders, and are too many to be held here.
     files = {_identity(root.source): root for root in roots if not root.is_folder}
-    claimed = {_real(root.target): root.source for root in files.values()}
+    claimed = {
+        _real(one.target): one.source
+        for item, is_folder in given
+        if not is_folder
+        for one in _all_written(item, job)
+    }
     for root in roots:
         before = count
         for visit in _visits(root, job):
@@ -69,7 +80,7 @@ def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target
                 read.add(visit.identity)
             if not visit.is_empty:
                 written |= _writable_chain(visit.target)
-            items = _with_own_targets(visit, claimed) if root.is_folder else visit.items
+            items = _with_own_targets(visit, claimed, job) if root.is_folder else visit.items
             for item in items:
                 _check_item(item, job, files.keys(), is_ours)
                 count += 1
@@ -196,9 +207,14 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
         for entry in entries:
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif _is_image_name(entry.name):
+            elif _is_image_name(entry.name) and not _is_our_map(entry):
                 images.append(entry.name)
     return sorted(images), sorted(folders)
+
+
+def _is_our_map(entry: os.DirEntry[str]) -> bool:
+    """What `--heatmap` has drawn is no photograph."""
+    return entry.name.endswith(HEATMAP_SUFFIX) and is_change_map(Path(entry.path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -228,7 +244,23 @@ def _identity(path: Path) -> Identity:
     return status.st_dev, status.st_ino
 
 
+def _heatmap_of(item: Item) -> Item:
+    """The map of its changes, as if it were an image of its own."""
+    return Item(source=item.source, target=heatmap_beside(item.target), problem=item.problem)
+
+
+def _all_written(item: Item, job: InferJob) -> tuple[Item, ...]:
+    """An item, and its map where one is asked for."""
+    return (item, _heatmap_of(item)) if job.keep.heatmap else (item,)
+
+
 def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[Path], bool]) -> None:
+    known = partial(is_ours, item.target)  # a map goes with its image
+    for one in _all_written(item, job):
+        _check_target(one, job, files, known)
+
+
+def _check_target(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[], bool]) -> None:
     if item.problem:
         return
     suffix = item.target.suffix
@@ -252,7 +284,7 @@ def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callab
         if job.existing is Existing.REFUSE:
             fix = "add --resume to go on with the run that wrote it, --overwrite or --skip-existing"
             raise UsageError(f"{item.target} is there already", fix=fix)
-        if not is_ours(item.target):
+        if not is_ours():
             fix = "move it, or go on with --skip-existing or --overwrite"
             raise UsageError(f"{item.target} is there already, and not of the run to resume", fix=fix)
 
@@ -282,7 +314,7 @@ def _need_own_targets(items: Iterable[Item]) -> None:
         seen[target] = item.source
 
 
-def _with_own_targets(visit: _Visit, claimed: Mapping[Path, Path]) -> Iterator[Item]:
+def _with_own_targets(visit: _Visit, claimed: Mapping[Path, Path], job: InferJob) -> Iterator[Item]:
     """A folder's items, lazily. Raises UsageError at the second one of a target.
 
     claimed: targets of other sources, and whose they are.
@@ -290,12 +322,13 @@ def _with_own_targets(visit: _Visit, claimed: Mapping[Path, Path]) -> Iterator[I
     folder = visit.target.resolve()
     seen: dict[str, str] = {}  # by name alone: one folder's items lie in one folder
     for item in visit.items:
-        name = item.target.name
-        if name in seen:
-            _refuse_shared_target(item.source.with_name(seen[name]), item)
-        if claimed and folder / name in claimed:
-            _refuse_shared_target(claimed[folder / name], item)
-        seen[name] = item.source.name
+        for one in _all_written(item, job):
+            name = one.target.name
+            if name in seen:
+                _refuse_shared_target(item.source.with_name(seen[name]), one)
+            if claimed and folder / name in claimed:
+                _refuse_shared_target(claimed[folder / name], one)
+            seen[name] = item.source.name
         yield item
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import cast
 
 import numpy as np
@@ -143,7 +143,8 @@ def restore_pixels(
 def restore_each(images: Iterable[Pixels], restorer: Restorer) -> Generator[Pixels, None, None]:
     """Each image restored, in order, same shape and dtype; the given ones are left as they are.
 
-    images: [H, W, 3], uint8 for a backend of uint8 pixels, uint16 for one of float32. They are drawn as the
+    images: [H, W, 3], uint8 for a backend of uint8 pixels, uint16 for one of float32; or [P, H, W, 3], pages
+    of which none sees another one's pixels. They are drawn as the
     backend reads ahead, and tiles of several fill a batch together. Memory: each image twice from its first
     tile to its last, and what the backend needs.
     """
@@ -161,16 +162,18 @@ class _Canvas:
 
     def __init__(self, pixels: Pixels, plan: TilePlan) -> None:
         self.restored = np.empty_like(pixels)
-        self._pixels, self._plan = pixels, plan
-        self._waiting = deque(plan)
+        self._plan = plan
+        pages = (-1, *pixels.shape[-3:])
+        self._pages, self._restored_pages = pixels.reshape(pages), self.restored.reshape(pages)
+        self._waiting = deque((page, *spans) for page in self._restored_pages for spans in plan)
 
     @property
     def whole(self) -> bool:
         return not self._waiting
 
     def tiles(self) -> Iterator[NDArray[np.generic]]:
-        for row, column in self._plan:
-            tile = self._pixels[row.start : row.stop, column.start : column.stop]
+        for page, (row, column) in product(self._pages, self._plan):
+            tile = page[row.start : row.stop, column.start : column.stop]
             missing = [
                 (0, span.stop - span.start - shown)
                 for span, shown in zip((row, column), tile.shape, strict=False)
@@ -179,17 +182,17 @@ class _Canvas:
             yield np.pad(tile, (*missing, (0, 0)), mode="symmetric") if any(map(any, missing)) else tile
 
     def put(self, tile: NDArray[np.generic]) -> None:
-        row, column = self._waiting.popleft()
+        page, row, column = self._waiting.popleft()
         kept = tile[row.kept_of_tile, column.kept_of_tile]
         if self.restored.dtype == np.uint16:
             kept = _to_uint16(cast("NDArray[np.float32]", kept))
-        self.restored[row.kept, column.kept] = kept
+        page[row.kept, column.kept] = kept
 
 
 def _batches(images: Iterable[Pixels], restorer: Restorer, begun: deque[_Canvas]) -> Iterator[PixelBatch]:
     some: list[NDArray[np.generic]] = []
     for pixels in images:
-        canvas = _Canvas(pixels, restorer.plan(*pixels.shape[:2]))
+        canvas = _Canvas(pixels, restorer.plan(*pixels.shape[-3:-1]))
         begun.append(canvas)
         for tile in canvas.tiles():
             if some and (tile.shape, tile.dtype) != (some[0].shape, some[0].dtype):

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 import cmudrn.images as images
 from cmudrn.errors import ImageError, ImageTooLarge
 from cmudrn.formats import CODECS, READABLE_SUFFIXES, ImageFormat, writable
-from cmudrn.images import Picture, read_header, read_picture, write_picture
+from cmudrn.images import Picture, read_header, read_picture, write_picture, writing
 
 HEIGHT, WIDTH = 6, 10
 ORIENTATION = 0x0112
@@ -149,7 +149,7 @@ def test_sixteen_bits_are_rounded_to_eight_where_the_format_has_no_more(tmp_path
     every_value = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     picture = read_picture(save_vips(np.dstack([every_value] * 3), tmp_path / "in.png", "rgb16"))
     codec = CODECS[ImageFormat.WEBP]
-    pixels = images._as_stored(picture, codec).numpy()
+    pixels = writing._as_stored(picture, codec).numpy()
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels[..., 1], np.rint(every_value / 257))
     for suffix in (".webp", ".jpg"):
@@ -200,7 +200,7 @@ def test_a_jpeg_keeps_exif_xmp_and_resolution(tmp_path: Path) -> None:
         assert opened.getexif()[ORIENTATION] == 8
         assert opened.getexif()[0x010F] == "A camera maker"
         assert opened.info["xmp"] == xmp
-        assert (opened.getexif()[0x011A], opened.getexif()[0x011B]) == (300, 240)  # dots an inch
+        assert opened.info["dpi"] == (300, 240)
 
 
 def test_a_jpeg_is_written_at_full_chroma_resolution(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_other_pixels_must_match_in_shape_and_dtype(tmp_path: Path) -> None:
             picture.with_pixels(wrong)
 
 
-@pytest.mark.parametrize("name", ["out.gif", "out"])
+@pytest.mark.parametrize("name", ["out.bmp", "out"])
 def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="--format jpeg, png"):
         write_picture(simple_picture(tmp_path), tmp_path / name)
@@ -403,9 +403,9 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 def test_formats_know_their_suffixes() -> None:
     assert ImageFormat("jpeg").suffix == ".jpg"
     assert ImageFormat.of(".TIFF") is ImageFormat.TIFF
-    assert ImageFormat.of(".gif") is None
-    assert all(writable(suffix) for suffix in (".jpg", ".JPEG", ".png", ".tif", ".tiff", ".webp"))
-    assert not writable(".gif")
+    assert ImageFormat.of(".bmp") is None
+    assert all(writable(suffix) for suffix in (".jpg", ".JPEG", ".png", ".tif", ".tiff", ".webp", ".gif"))
+    assert not writable(".bmp")
     assert {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"} <= READABLE_SUFFIXES
 
 

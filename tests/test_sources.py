@@ -250,7 +250,7 @@ def test_a_format_that_is_read_but_not_written_asks_for_another(tmp_path: Path) 
 def test_an_out_that_contradicts_the_format_is_refused(photos: Path, tmp_path: Path) -> None:
     wrong = job(photos / "b.jpg", out=tmp_path / "c.png", format=ImageFormat.TIFF)
     refused(wrong, "contradicts --format tiff", tmp_path)
-    refused(job(photos / "b.jpg", out=tmp_path / "c.gif"), r"\.gif is not written", tmp_path)
+    refused(job(photos / "b.jpg", out=tmp_path / "c.bmp"), r"\.bmp is not written", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import typer
 from cmudrn.cli.infer_options import (
     Batch,
     Format,
+    Heatmap,
     Loops,
     MaxPixels,
     Out,
@@ -23,11 +24,13 @@ from cmudrn.cli.infer_options import (
     PngLevel,
     PrecisionName,
     ProfileFile,
+    Provenance,
     Quality,
     Report,
     Resume,
     SkipExisting,
     Sources,
+    Strip,
     Tile,
 )
 from cmudrn.cli.options import (
@@ -83,6 +86,9 @@ def infer(
     quality: Quality = None,
     png_level: PngLevel = None,
     max_pixels: MaxPixels = None,
+    strip: Strip = False,
+    provenance: Provenance = False,
+    heatmap: Heatmap = False,
     weights: Weights = "default",
     report_to: Report = None,
 ) -> None:
@@ -92,6 +98,7 @@ def infer(
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
     """
     from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+    from cmudrn.deploy.keep_options import KeepOptions
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
     from cmudrn.engines.spec import Output, Precision
@@ -134,6 +141,7 @@ def infer(
         format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
         encoding=_encoding(quality, png_level),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+        keep=KeepOptions(strip=strip, provenance=provenance, heatmap=heatmap),
         weights=weights,
     )
     _check_report_path(report_to)

@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "Batch",
     "Format",
+    "Heatmap",
     "Loops",
     "MaxPixels",
     "Out",
@@ -19,11 +20,13 @@ __all__ = [
     "PngLevel",
     "PrecisionName",
     "ProfileFile",
+    "Provenance",
     "Quality",
     "Report",
     "Resume",
     "SkipExisting",
     "Sources",
+    "Strip",
     "Tile",
 ]
 
@@ -103,7 +106,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="Write jpeg, png, tiff, webp, avif or heif. Default: as the source.",
+        help="Write jpeg, png, tiff, webp, gif, avif or heif. Default: as the source.",
         show_default=False,
     ),
 ]
@@ -126,6 +129,23 @@ MaxPixels = Annotated[
     typer.Option(
         metavar="N", help="Refuse larger images undecoded. Default: 400,000,000.", show_default=False
     ),
+]
+Strip = Annotated[
+    bool,
+    typer.Option(
+        "--strip",
+        help="Keep nothing beside the pixels but the ICC profile and the orientation, no time either.",
+    ),
+]
+Provenance = Annotated[
+    bool,
+    typer.Option(
+        "--provenance", help="Write into XMP what restored the image: model, weights, engine, date."
+    ),
+]
+Heatmap = Annotated[
+    bool,
+    typer.Option("--heatmap", help="Write a map of what was changed beside each: a.jpg, a-heatmap.png."),
 ]
 Report = Annotated[
     str | None,

@@ -1,0 +1,57 @@
+"""Writes a restored picture with what is kept of its source, and what shows how it was restored."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cmudrn
+from cmudrn.checkpoint import read_checkpoint
+from cmudrn.deploy.job import InferJob
+from cmudrn.deploy.keep_options import heatmap_beside
+from cmudrn.images import Keeping, Picture, Pixels, Provenance, write_change_map, write_picture
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """One job's way of writing; any thread may use it."""
+
+    def __init__(self, job: InferJob) -> None:
+        self._job = job
+        # Once for a job; the files on the disk may change while it runs, what restores does not.
+        self._weights_sha256 = read_checkpoint(job.weights).sha256 if job.keep.provenance else ""
+
+    def write(self, picture: Picture, before: Pixels | None, target: Path, restored_by: str) -> None:
+        """Raises what `write_picture` raises.
+
+        before: the pixels that were, where a map of the changes is wanted. It is written first: where the
+        target is, the map is too.
+        """
+        if before is not None:
+            write_change_map(before, picture, heatmap_beside(target))
+        write_picture(picture, target, self._keeping(restored_by), self._job.encoding)
+
+    def _keeping(self, restored_by: str) -> Keeping:
+        keep = self._job.keep
+        if not keep.provenance:
+            return Keeping(strip=keep.strip)
+        provenance = Provenance(
+            weights=self._job.weights if self._job.weights == "default" else Path(self._job.weights).name,
+            weights_sha256=self._weights_sha256,
+            restored_by=restored_by,
+            loops=self._job.loops,
+            output=self._job.output.value,
+            version=cmudrn.__version__,
+            date=_now(),
+        )
+        return Keeping(strip=keep.strip, provenance=provenance)
+
+
+def _now() -> datetime:
+    """SOURCE_DATE_EPOCH, where it is set: for who wants the same bytes again."""
+    told = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if told.isascii() and told.isdecimal():
+        return datetime.fromtimestamp(int(told), timezone.utc)
+    return datetime.now(timezone.utc)
