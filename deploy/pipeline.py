@@ -21,12 +21,13 @@ from types import TracebackType
 from typing import TypeVar
 
 from cmudrn.deploy.backends import Backends, Pick
+from cmudrn.deploy.decoding import Decoders
 from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.errors import CmudrnError, ImageError
-from cmudrn.images import Picture, Pixels, read_header, read_picture, write_picture
+from cmudrn.images import Picture, Pixels, write_picture
 
 __all__ = ["restore_images"]
 
@@ -76,6 +77,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.job = job
         self.backends = backends
         self.budget = _PixelBudget(IN_FLIGHT_PX)
+        self.decoders = Decoders()
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="cmudrn-read")
         self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="cmudrn-write")
         self.loads: list[Future[_Loaded | ItemResult]] = []
@@ -90,6 +92,7 @@ class _Line(AbstractContextManager["_Line"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.budget.close()  # first: a reader may be waiting for it
+        self.decoders.close()
         for pool in (self.readers, self.writers):
             pool.shutdown(wait=False, cancel_futures=True)
         for pool in (self.readers, self.writers):
@@ -217,11 +220,11 @@ class _Line(AbstractContextManager["_Line"]):
         try:
             if self.job.existing is Existing.SKIP and item.target.exists():
                 return replace(result, status=Status.SKIPPED)
-            header = read_header(item.source, max_pixels=self.job.max_pixels)
+            header = self.decoders.header(item.source, max_pixels=self.job.max_pixels)
             result = replace(result, height=header.height, width=header.width)
             held_px = self.budget.take(header.height * header.width)
             start = time.perf_counter()
-            picture = read_picture(item.source, max_pixels=self.job.max_pixels)
+            picture = self.decoders.picture(item.source, max_pixels=self.job.max_pixels, pixels=held_px)
         except FAILURES as exc:
             self.budget.give(held_px)
             return _failed(result, exc)

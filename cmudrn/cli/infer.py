@@ -40,6 +40,7 @@ from cmudrn.cli.options import (
 )
 from cmudrn.cli.values import one_of
 from cmudrn.errors import UsageError
+from cmudrn.wording import printable
 
 if TYPE_CHECKING:
     from cmudrn.deploy.job import Existing, InferJob
@@ -175,7 +176,7 @@ def _run(job: InferJob, report: JobReport) -> None:
 
 
 def _note(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _existing(overwrite: bool, skip_existing: bool) -> Existing:
@@ -229,10 +230,10 @@ def _print_end(report: JobReport) -> None:
     """To the standard error, as all that is said here: the standard output is the report's."""
     lines = report.failure_lines()
     if lines:
-        typer.echo("Not restored:", err=True)
+        _note("Not restored:")
     for line in lines:
-        typer.echo(f"  {line}", err=True)
-    typer.echo(report.summary(), err=True)
+        _note(f"  {line}")
+    _note(report.summary())
 
 
 @contextmanager
