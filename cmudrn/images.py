@@ -41,6 +41,9 @@ if hasattr(pyvips, "concurrency_set"):  # pyvips 3.2; before it, the environment
 
 # 400 million pixels are 1.2 GB at 8 bits: above any camera, below what a small file may claim to unpack to.
 DEFAULT_MAX_PIXELS = 400_000_000
+# A CMYK profile has 3 MB, the history of an editor in XMP a few. It stays in memory beside the pixels, uncounted.
+MAX_METADATA_BYTES = 32 * 2**20
+REASON_LETTERS = 240  # of what libvips says; it may repeat itself for as long as a file is broken
 
 Pixels: TypeAlias = "NDArray[np.uint8 | np.uint16]"  # [H, W, 3]
 Metadata: TypeAlias = "Mapping[str, bytes | str | int]"  # libvips' field names
@@ -110,7 +113,7 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_
     with _failing_as_image_error(path, "read"), path.open("rb", buffering=0) as file:
         image_format, image = _open(file, path, max_pixels)
         orientation = _orientation(image, image_format)
-        metadata = _kept_metadata(image)
+        metadata = _kept_metadata(image, path)
         if image_format in (ImageFormat.AVIF, ImageFormat.HEIF):
             metadata = _with_upright_tag(metadata)
         if image.interpretation == "cmyk":
@@ -164,7 +167,10 @@ def _open(file: BinaryIO, path: Path, max_pixels: int) -> tuple[ImageFormat, Any
         raise ImageError(f"{path}: not {what}", fix="give JPEG, PNG, TIFF, WebP, AVIF or HEIF files")
     source = pyvips.Source.new_from_descriptor(file.fileno())
     # fail_on error includes truncated, and checks PNG's checksums; "warning" refuses sound files.
-    options = {"access": "sequential", "fail_on": "error"}
+    options: dict[str, object] = {"access": "sequential", "fail_on": "error"}
+    if image_format is ImageFormat.TIFF and pyvips.at_least_libvips(8, 17):
+        # libtiff's own bound, 50 MB, refuses sound files: one compressed strip of 24 megapixels.
+        options["unlimited"] = True
     image = pyvips.Operation.call(f"{CODECS[image_format].load}load_source", source, **options)
     _check(image, path, max_pixels)
     return image_format, image
@@ -199,8 +205,15 @@ def _orientation(image: Any, image_format: ImageFormat) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def _kept_metadata(image: Any) -> Metadata:
-    return {name: image.get(name) for name in image.get_fields() if name.startswith(_KEPT_FIELDS)}
+def _kept_metadata(image: Any, path: Path) -> Metadata:
+    kept = {name: image.get(name) for name in image.get_fields() if name.startswith(_KEPT_FIELDS)}
+    size = sum(len(value) for value in kept.values() if isinstance(value, (bytes, str)))
+    if size > MAX_METADATA_BYTES:
+        raise ImageError(
+            f"{path}: {size / 2**20:,.0f} MiB of metadata, the limit is {MAX_METADATA_BYTES / 2**20:,.0f}",
+            fix="save it without: exiftool -all= FILE",
+        )
+    return kept
 
 
 def _without(metadata: Metadata, *names: str) -> Metadata:
@@ -293,4 +306,28 @@ def _failing_as_image_error(path: Path, verb: str) -> Iterator[None]:
             fix = "convert it to JPEG or PNG, or use a libvips with an HEVC decoder"
         else:
             fix = "the file may be damaged: fetch it again, or open and save it in an editor"
-        raise ImageError(f"{path}: cannot {verb}: {' '.join(str(exc).split())}", fix=fix) from exc
+        raise ImageError(f"{path}: cannot {verb}: {_reason(exc)}", fix=fix) from exc
+    except UnicodeError as exc:
+        said = _taken_message() or "it holds text that is no UTF-8"
+        raise ImageError(f"{path}: cannot {verb}: {_shortened(said)}", fix="save it anew in an editor") from exc
+
+
+def _taken_message() -> str:
+    """What libvips wants to say, for pyvips cannot read it where a file's own bytes are in it.
+
+    It must be taken: pyvips leaves it there, and every other picture would fail by it, to the end of the process.
+    """
+    said: bytes = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
+    pyvips.vips_lib.vips_error_clear()
+    return said.decode(errors="backslashreplace")
+
+
+def _reason(error: pyvips.Error) -> str:
+    return _shortened(error.detail) or _shortened(error.message)
+
+
+def _shortened(said: str) -> str:
+    """In one line and not too long; what libvips says more than once, once."""
+    lines = dict.fromkeys(" ".join(line.split()) for line in said.splitlines())
+    reason = "; ".join(line for line in lines if line and not line.startswith("source: bad seek"))
+    return reason if len(reason) <= REASON_LETTERS else f"{reason[:REASON_LETTERS]}..."

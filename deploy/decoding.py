@@ -73,30 +73,14 @@ class Decoders(AbstractContextManager["Decoders"]):
 
     def header(self, path: Path, *, max_pixels: int) -> Header:
         """Decodes nothing."""
-        return self._ask(path, partial(read_header, path, max_pixels=max_pixels), pixels=0)
+        return self.ask(path, partial(read_header, path, max_pixels=max_pixels), pixels=0)
 
     def picture(self, path: Path, *, max_pixels: int, pixels: int) -> Picture:
         """pixels: what the header promised; time and memory are measured by it."""
-        return self._ask(path, partial(read_picture, path, max_pixels=max_pixels), pixels=pixels)
+        return self.ask(path, partial(read_picture, path, max_pixels=max_pixels), pixels=pixels)
 
-    def close(self) -> None:
-        """Ends all processes, also in the middle of a file."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            asked, self._all = self._all - set(idle), set()
-        for decoder in asked:
-            decoder.kill()  # its thread closes it
-        for decoder in idle:
-            decoder.close()
-
-    @property
-    def pids(self) -> frozenset[int]:
-        """Of the processes that are there now."""
-        with self._lock:
-            return frozenset(decoder.pid for decoder in self._all)
-
-    def _ask(self, path: Path, call: partial[Answer], *, pixels: int) -> Answer:
+    def ask(self, path: Path, call: partial[Answer], *, pixels: int) -> Answer:
+        """What `call`, a function that can be imported, gives there; it reads `path`, which errors name."""
         task = Task(call=call, time_s=time_limit_s(pixels), memory_bytes=memory_limit_bytes(pixels))
         decoder = self._take()
         try:
@@ -116,6 +100,23 @@ class Decoders(AbstractContextManager["Decoders"]):
         if reply.error is not None:
             raise reply.error
         return cast("Answer", reply.value)
+
+    def close(self) -> None:
+        """Ends all processes, also in the middle of a file."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            asked, self._all = self._all - set(idle), set()
+        for decoder in asked:
+            decoder.kill()  # its thread closes it
+        for decoder in idle:
+            decoder.close()
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Of the processes that are there now."""
+        with self._lock:
+            return frozenset(decoder.pid for decoder in self._all)
 
     def _take(self) -> _Decoder:
         with self._lock:

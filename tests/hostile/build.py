@@ -143,6 +143,7 @@ def grid_heif(
         *(
             box(b"dimg", struct.pack(f">HH{len(tiles)}H", item, len(tiles), *tiles))
             for item, tiles in references.items()
+            if tiles
         ),
     )
     grid = struct.pack(">BBBBII", 0, 1, rows - 1, columns - 1, width, height)

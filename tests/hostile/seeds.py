@@ -50,7 +50,6 @@ def seeds() -> Mapping[str, bytes]:
         "jpeg.tif": colour.tiffsave_buffer(compression="jpeg", tile=True, tile_width=16, tile_height=16),
         "fax.tif": grey.tiffsave_buffer(compression="ccittfax4", bitdepth=1),
         "packed.tif": grey.tiffsave_buffer(compression="packbits"),
-        "ink.tif": ink.tiffsave_buffer(compression="lzw", keep="none"),
         "small.tif": grey.tiffsave_buffer(compression="none", bitdepth=4),
         "plain.webp": colour.webpsave_buffer(),
         "marked.webp": marked.webpsave_buffer(lossless=True),
