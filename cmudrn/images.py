@@ -41,7 +41,7 @@ if hasattr(pyvips, "concurrency_set"):  # pyvips 3.2; before it, the environment
 
 # 400 million pixels are 1.2 GB at 8 bits: above any camera, below what a small file may claim to unpack to.
 DEFAULT_MAX_PIXELS = 400_000_000
-# A CMYK profile has 3 MB, the history of an editor in XMP a few. It stays in memory beside the pixels, uncounted.
+# A CMYK profile has 3 MB, an editor's history in XMP a few. It lies in memory beside the pixels, uncounted.
 MAX_METADATA_BYTES = 32 * 2**20
 REASON_LETTERS = 240  # of what libvips says; it may repeat itself for as long as a file is broken
 
@@ -309,13 +309,15 @@ def _failing_as_image_error(path: Path, verb: str) -> Iterator[None]:
         raise ImageError(f"{path}: cannot {verb}: {_reason(exc)}", fix=fix) from exc
     except UnicodeError as exc:
         said = _taken_message() or "it holds text that is no UTF-8"
-        raise ImageError(f"{path}: cannot {verb}: {_shortened(said)}", fix="save it anew in an editor") from exc
+        raise ImageError(
+            f"{path}: cannot {verb}: {_shortened(said)}", fix="save it anew in an editor"
+        ) from exc
 
 
 def _taken_message() -> str:
     """What libvips wants to say, for pyvips cannot read it where a file's own bytes are in it.
 
-    It must be taken: pyvips leaves it there, and every other picture would fail by it, to the end of the process.
+    It must be taken: pyvips leaves it there, and every later picture of this process would fail by it.
     """
     said: bytes = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
     pyvips.vips_lib.vips_error_clear()

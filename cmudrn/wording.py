@@ -24,7 +24,7 @@ def one_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    r"""For a terminal: what a name or a library smuggles in to steer it stands there as `\x1b`, `\n` or `\u202e`.
+    r"""For a terminal: what would steer it, of a name or a library, stands there as `\x1b` or `\u202e`.
 
     Letters of all scripts stay; a byte of a name that is no UTF-8 is `\udcXX`, as Python has it.
     """

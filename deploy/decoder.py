@@ -1,8 +1,8 @@
-"""The process that decodes. `decoding.py` starts it, asks it and ends it; what a file does to it stays in it.
+"""The process that decodes. `decoding.py` starts it, asks it and ends it; what a file does to it stays there.
 
-Both ends speak in pickles of protocol 5 over pipes, with the pixels beside the pickle, so that they are copied
-into the pipe and out of it, and nowhere else. That keeps crashes apart, not attackers: a codec that has been
-taken over has the rights of who started it, here as there.
+Both ends speak in pickles of protocol 5 over pipes, the pixels beside the pickle: copied into the pipe
+and out of it, nowhere else. That keeps crashes apart, not attackers: a codec that has been taken over has
+the rights of who started it, here as there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Reply:
     error: BaseException | None = None
 
 
-def send(file: BinaryIO, value: object) -> None:
+def send(file: IO[bytes], value: object) -> None:
     """Writes one value to an unbuffered pipe. Raises OSError where nobody reads any more."""
     beside: list[pickle.PickleBuffer] = []
     content = pickle.dumps(value, protocol=5, buffer_callback=beside.append)
@@ -54,7 +54,7 @@ def send(file: BinaryIO, value: object) -> None:
             part = part[file.write(part) :]
 
 
-def receive(file: BinaryIO) -> Any:
+def receive(file: IO[bytes]) -> Any:
     """Reads what `send` wrote. Raises EOFError where the other side is gone, be it in the middle."""
     (count,) = _LENGTH.unpack(_read(file, _LENGTH.size))
     lengths = [_LENGTH.unpack(_read(file, _LENGTH.size))[0] for _ in range(count)]
@@ -62,9 +62,9 @@ def receive(file: BinaryIO) -> Any:
     return pickle.loads(content, buffers=beside)
 
 
-def _read(file: BinaryIO, length: int) -> memoryview:
+def _read(file: IO[bytes], length: int) -> memoryview:
     # numpy's, for bytearray would write zeros first: 5 ms for a picture of 12 megapixels.
-    whole = memoryview(np.empty(length, np.uint8))
+    whole = np.empty(length, np.uint8).data
     rest = whole
     while rest:
         count = file.readinto(rest)  # type: ignore[attr-defined]  # an unbuffered file's, which typeshed forgets
@@ -75,7 +75,7 @@ def _read(file: BinaryIO, length: int) -> memoryview:
 
 
 def main() -> None:
-    """Answers until there is no more to be asked. An error that nobody foresaw ends the process, as a crash does."""
+    """Answers until nothing more is asked. An error that nobody foresaw ends the process, as a crash does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process itself
     tasks, replies = _own_pipes()
     _leave_no_files()
@@ -101,16 +101,16 @@ def _done(task: Task, idle_bytes: int) -> Reply:
         _unlimit()
 
 
-def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output, out of the reach of libraries: what these print must not pass for a reply."""
+def _own_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output, out of reach of libraries: what these print must not pass for a reply."""
     tasks, replies = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)
     os.dup2(2, 1)
     os.close(nowhere)
-    if hasattr(os, "set_blocking") and os.name == "posix":
+    if os.name == "posix":
         os.set_blocking(2, False)  # once the pipe is full, what is said there is lost, and nobody waits
-    return open(tasks, "rb", buffering=0), open(replies, "wb", buffering=0)
+    return os.fdopen(tasks, "rb", buffering=0), os.fdopen(replies, "wb", buffering=0)
 
 
 def _leave_no_files() -> None:

@@ -1,7 +1,7 @@
 """Pictures read in processes of their own: a codec that crashes, hangs or takes all memory costs one file.
 
-A thread could not be ended, and libvips in threads shares one buffer of error messages among all of them. A process
-costs a copy of the pixels through a pipe; docs/hostile.md has the measurement.
+A file that shrinks while it is read is enough for a crash: libvips maps JPEG and WebP files. Nor can a thread
+be ended, or held to its memory. A process costs a copy of the pixels through a pipe: docs/hostile.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ LAST_WORDS_BYTES = 64 * 2**10
 
 # -I: neither the environment nor the folder we stand in, which may be full of strangers' files, adds modules.
 # What this process imports from is handed over instead.
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cmudrn.deploy.decoder import main; main()"
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cmudrn.deploy.decoder import main; main()"
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 NEEDS_PROCESS = "see that this Python can be started once more, and then imports cmudrn"
 DOUBT_FILE = "the file may be damaged: fetch it again, or open and save it in an editor"
@@ -56,8 +58,8 @@ class Decoders(AbstractContextManager["Decoders"]):
     """As many decoder processes as there are threads that ask at the same time; one is started in advance.
 
     `header` and `picture` give and raise what `read_header` and `read_picture` do. A process that dies is an
-    ImageError that says of what, and the next question gets another process. After `close`, which any thread may
-    call, all who wait get CancelledError.
+    ImageError that says of what, and the next question gets another process. After `close`, which any thread
+    may call, all who wait get CancelledError.
     """
 
     def __init__(self) -> None:
@@ -167,7 +169,7 @@ class _Decoder:
     def __init__(self) -> None:
         self._greeted = False
         said, theirs = os.pipe()
-        self._said = open(said, "rb", buffering=0)  # noqa: PTH123, SIM115 (a descriptor; `close` closes it)
+        self._said = os.fdopen(said, "rb", buffering=0)
         if os.name == "posix":
             os.set_blocking(said, False)
         try:
@@ -182,7 +184,9 @@ class _Decoder:
             )
         except OSError as exc:
             self._said.close()
-            raise EnvironmentMissing(f"no process to decode in: {exc.strerror or exc}", fix=NEEDS_PROCESS) from exc
+            raise EnvironmentMissing(
+                f"no process to decode in: {exc.strerror or exc}", fix=NEEDS_PROCESS
+            ) from exc
         finally:
             os.close(theirs)
 
@@ -193,7 +197,8 @@ class _Decoder:
     def ask(self, task: Task) -> Reply:
         """Raises _DecoderDied where there is no answer, EnvironmentMissing where there never will be."""
         tasks, replies = self._process.stdin, self._process.stdout
-        assert tasks and replies
+        assert tasks
+        assert replies
         try:
             if not self._greeted:
                 receive(replies)
@@ -223,6 +228,10 @@ class _Decoder:
 
     def _last_words(self) -> str:
         """What it wrote to its standard error since this was last asked: the last line."""
-        content = self._said.read(LAST_WORDS_BYTES) if os.name == "posix" or self._process.poll() is not None else None
+        content = (
+            self._said.read(LAST_WORDS_BYTES)
+            if os.name == "posix" or self._process.poll() is not None
+            else None
+        )
         lines = (content or b"").decode(errors="replace").split("\n")
         return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")

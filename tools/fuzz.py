@@ -1,7 +1,7 @@
-"""Feeds the readers of images with unsound files, for minutes or days: `make fuzz FUZZ="--minutes 60 --seed 7"`.
+"""Feeds the readers of images with unsound files, for minutes or days: `make fuzz FUZZ="--minutes 60"`.
 
-What crashes, hangs or takes memory is kept as a file with the command that reads it again; exit code 1. Each input
-follows from the seed and its number; nothing else is random.
+What crashes, hangs or takes memory is kept as a file with the command that reads it again; exit code 1. Each
+input follows from the seed and its number; nothing else is random.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long; default 10")
     parser.add_argument("--inputs", type=int, help="how many, however long it takes")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: another each time")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbelow(10**6), help="default: another each time"
+    )
     parser.add_argument("--threads", type=int, default=2, help="decoders at work; default 2")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for what is found")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="read this file alone, and say how it ends")
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="read this file alone, and say how it ends"
+    )
     options = parser.parse_args()
     if options.replay:
         with Decoders() as decoders:
-            ending, mib = examine(decoders, options.replay)
-        print(f"{options.replay}: {ending}, {mib} MiB")
-        return 0
+            ending = examine(decoders, options.replay)
+        print(f"{options.replay}: {ending.what}; its process held {ending.peak_mib} MiB at most")
+        return 0 if ending.is_sound else 1
     total, began = Tally(), time.monotonic()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="cmudrn-fuzz-") as folder:
@@ -52,7 +56,7 @@ def main() -> int:
 def _goes_on(options: argparse.Namespace, total: Tally, began: float) -> bool:
     if options.inputs:
         return bool(total.inputs < options.inputs)
-    return time.monotonic() - began < 60 * options.minutes
+    return bool(time.monotonic() - began < 60 * options.minutes)
 
 
 def _keep(finding: Finding, folder: Path) -> None:
@@ -67,8 +71,7 @@ def _line(total: Tally, seconds: float) -> str:
     return (
         f"{total.inputs:,} inputs in {seconds:,.0f} s, {total.inputs / seconds:,.0f} a second: {endings}; "
         f"slowest {total.slowest[0]:.2f} s (number {total.slowest[1]}), "
-        f"most memory {total.largest[0]} MiB (number {total.largest[1]}), "
-        f"decoders grew by {total.grown_mib} MiB at most"
+        f"most memory {total.most_mib[0]} MiB (number {total.most_mib[1]})"
     )
 
 

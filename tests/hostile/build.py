@@ -6,10 +6,29 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 
-__all__ = ["bomb", "box", "box_tree", "full_box", "grid_heif", "jpeg", "png", "png_chunk", "riff", "segment", "tiff"]
+__all__ = [
+    "bomb",
+    "box",
+    "box_tree",
+    "full_box",
+    "grid_heif",
+    "jpeg",
+    "png",
+    "png_chunk",
+    "riff",
+    "segment",
+    "tiff",
+]
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
-TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1}  # bytes of one value: bytes, letters, 16 and 32 bits, fractions
+TIFF_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    7: 1,
+}  # bytes of one value: bytes, letters, 16 and 32 bits, fractions
 Values = Sequence[int] | bytes
 Entry = tuple[int, Values] | tuple[int, Values, int]  # type, values, and a count that lies
 
@@ -63,7 +82,9 @@ def tiff(
         start = len(content) + 2 + 12 * len(directory) + 4
         for tag, (kind, values, *lie) in sorted(directory.items()):
             letter = {1: "B", 3: "H", 4: "I"}.get(kind)
-            raw = values if isinstance(values, bytes) else struct.pack(f"{order}{len(values)}{letter}", *values)
+            raw = (
+                values if isinstance(values, bytes) else struct.pack(f"{order}{len(values)}{letter}", *values)
+            )
             count = lie[0] if lie else len(raw) // TIFF_SIZES[kind]
             if len(raw) > 4:
                 place = struct.pack(f"{order}I", start + len(beside))
@@ -91,7 +112,9 @@ def jpeg(
     one_code = bytes([1, *[0] * 15])  # a Huffman table of one code: a single 0 bit
     parts = [b"\xff\xd8", *(segment(0xE1, data) for data in app1)]
     parts.append(segment(0xDB, bytes([0, *[1] * 64])))
-    parts.append(segment(0xC2 if progressive else 0xC0, struct.pack(">BHHB", 8, height, width, 1) + b"\x01\x11\x00"))
+    parts.append(
+        segment(0xC2 if progressive else 0xC0, struct.pack(">BHHB", 8, height, width, 1) + b"\x01\x11\x00")
+    )
     # DC: no difference. AC: the end of this block, or, where progressive, of this one and 16,383 more.
     parts.append(segment(0xC4, b"\x00" + one_code + b"\x00"))
     parts.append(segment(0xC4, b"\x10" + one_code + (b"\xe0" if progressive else b"\x00")))
@@ -131,7 +154,12 @@ def box_tree(depth: int, kind: bytes = b"meta") -> bytes:
 
 
 def grid_heif(
-    references: Mapping[int, Sequence[int]], *, rows: int = 2, columns: int = 1, width: int = 64, height: int = 64
+    references: Mapping[int, Sequence[int]],
+    *,
+    rows: int = 2,
+    columns: int = 1,
+    width: int = 64,
+    height: int = 64,
 ) -> bytes:
     """An AVIF file of nothing but grids: item -> the items it is made of."""
     items = sorted(references)

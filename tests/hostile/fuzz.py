@@ -1,15 +1,13 @@
 """The readers fed with unsound files, in the very processes that decode for `cmudrn infer`.
 
-Each input follows from (seed, number), so that a finding can be made again; it is kept as a file besides.
+Each input follows from its seed and number, so that a finding can be made again; it is kept as a file too.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,14 +20,28 @@ from hostile.seeds import seeds
 from cmudrn.deploy.decoding import Decoders
 from cmudrn.errors import ImageError, ImageTooLarge
 from cmudrn.formats import CODECS, ImageFormat
-from cmudrn.images import _as_stored, read_picture
+from cmudrn.images import _as_stored, read_header, read_picture
 
-__all__ = ["MAX_PIXELS", "Finding", "Tally", "examine", "fuzz", "unsound_file"]
+__all__ = ["MAX_PIXELS", "Ending", "Finding", "Tally", "examine", "fuzz", "unsound_file"]
 
-MAX_PIXELS = 1_000_000  # what is below is decoded; a size is soon a large one when bytes of it are changed
-SLOW_S = 10.0  # on a busy machine; the usual input takes a thousandth
-MEMORY_MIB = 128  # beyond what the process had: as `MAX_PIXELS` in 16 bits with alpha, held twice, and as much again
-CRASHES = ("the decoder crashed", "the decoder took", "to be read it needs")
+MAX_PIXELS = 1_000_000  # what is below is decoded; sizes soon grow when bytes of them are changed
+SLOW_S = 10.0  # on a busy machine; the usual input takes a thousandth of it
+# Beyond what the process held when it began: a picture of MAX_PIXELS in 16 bits with alpha, held three times
+# and written, takes 30; the heap that is left between some ten thousand inputs as much.
+MEMORY_MIB = 128
+READ, UNWRITTEN, REFUSED, TOO_LARGE = "read", "read, not written", "refused", "too large"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the reading of one file ended."""
+
+    what: str  # one of those above; else, what must not be
+    peak_mib: int = 0  # that its process has held since it began; 0 where it died
+
+    @property
+    def is_sound(self) -> bool:
+        return self.what in (READ, UNWRITTEN, REFUSED, TOO_LARGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +61,14 @@ class Tally:
     inputs: int = 0
     endings: Counter[str] = field(default_factory=Counter)
     slowest: tuple[float, int] = (0.0, 0)  # seconds and the input's number
-    largest: tuple[int, int] = (0, 0)  # MiB and the input's number
-    grown_mib: int = 0  # of a decoder's process that outlived them all, between its first input and its last
+    most_mib: tuple[int, int] = (0, 0)  # memory beyond what the process began with, and the input's number
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         self.inputs += other.inputs
         self.endings += other.endings
         self.slowest = max(self.slowest, other.slowest)
-        self.largest = max(self.largest, other.largest)
-        self.grown_mib = max(self.grown_mib, other.grown_mib)
+        self.most_mib = max(self.most_mib, other.most_mib)
         self.findings += other.findings
 
 
@@ -70,82 +80,75 @@ def unsound_file(seed: int, number: int) -> bytes:
 def fuzz(folder: Path, *, seed: int, first: int, count: int, threads: int = 2) -> Tally:
     """Reads `count` inputs, from `first` on; `folder` is for the files that are being read."""
     total = Tally()
+    shares = [range(first + thread, first + count, threads) for thread in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        for part in pool.map(
-            lambda thread: _fuzz_one_in(folder, seed, range(first + thread, first + count, threads)), range(threads)
-        ):
-            total.add(part)
+        for tally in pool.map(partial(_fuzz_one_in, folder, seed), shares):
+            total.add(tally)
     return total
 
 
-def examine(decoders: Decoders, path: Path) -> tuple[str, int]:
-    """How the reading of a file ended, in a word or a finding's, and the MiB it took."""
-    before_mib = _forget_peak(decoders)
+def examine(decoders: Decoders, path: Path) -> Ending:
+    """Reads it in a decoder's process, and writes what was read."""
     try:
-        header = decoders.header(path, max_pixels=MAX_PIXELS)
-        ending = decoders.ask(path, partial(read_and_write, path), pixels=header.height * header.width)
-    except ImageTooLarge:
-        ending = "too large"
-    except ImageError as exc:
-        reason = exc.what.removeprefix(f"{path}: ")
-        ending = reason if reason.startswith(CRASHES) else "refused"
-    return ending, max(0, _peak_mib(decoders) - before_mib)
+        return decoders.ask(path, partial(_read_and_write, path), pixels=MAX_PIXELS)
+    except ImageError as exc:  # not the readers', which come back as an ending: the process is dead
+        return Ending(what=exc.what.removeprefix(f"{path}: "))
 
 
-def read_and_write(path: Path) -> str:
-    """In the decoder's process: as EXIF that was read goes through libexif once more when it is written."""
-    picture = read_picture(path, max_pixels=MAX_PIXELS)
+def _read_and_write(path: Path) -> Ending:
+    """In the decoder's process. To be written too: the EXIF block goes through libexif once more."""
     try:
+        read_header(path, max_pixels=MAX_PIXELS)
+        picture = read_picture(path, max_pixels=MAX_PIXELS)
         _as_stored(picture, CODECS[ImageFormat.JPEG]).jpegsave_buffer()
+    except ImageTooLarge:
+        what = TOO_LARGE
+    except ImageError:
+        what = REFUSED
     except pyvips.Error:
-        return "read, not written"
-    return "read"
+        what = UNWRITTEN
+    else:
+        what = READ
+    return Ending(what=what, peak_mib=_peak_mib())
+
+
+def _peak_mib() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _fuzz_one_in(folder: Path, seed: int, numbers: range) -> Tally:
     tally = Tally()
     path = folder / f"{numbers.start}.image"
-    with Decoders() as decoders:
-        begun: tuple[frozenset[int], int] = (frozenset(), 0)
-        for number in numbers:
-            content = unsound_file(seed, number)
-            path.write_bytes(content)
-            start = time.perf_counter()
-            ending, mib = examine(decoders, path)
-            seconds = time.perf_counter() - start
-            tally.inputs += 1
-            tally.slowest = max(tally.slowest, (seconds, number))
-            tally.largest = max(tally.largest, (mib, number))
-            what = ending if ending.startswith(CRASHES) else _excess(seconds, mib)
-            tally.endings[re.sub(r"\d+ s", "its time", what) or ending] += 1
-            if what:
-                tally.findings.append(Finding(seed=seed, number=number, what=what, content=content))
-            if number == numbers.start:
-                begun = decoders.pids, _forget_peak(decoders)
-        if decoders.pids == begun[0]:
-            tally.grown_mib = _forget_peak(decoders) - begun[1]
+    todo = iter(numbers)
+    while tally.inputs < len(
+        numbers
+    ):  # after a finding with another process: it must not colour the next input's
+        with Decoders() as decoders:
+            path.write_bytes(seeds()["plain.png"])
+            began_mib = examine(decoders, path).peak_mib
+            for number in todo:
+                content = unsound_file(seed, number)
+                path.write_bytes(content)
+                start = time.perf_counter()
+                ending = examine(decoders, path)
+                seconds, mib = time.perf_counter() - start, ending.peak_mib - began_mib
+                tally.inputs += 1
+                tally.endings[ending.what] += 1
+                tally.slowest = max(tally.slowest, (seconds, number))
+                tally.most_mib = max(tally.most_mib, (mib, number), key=lambda most: most[0])
+                if what := _complaint(ending, seconds, mib):
+                    tally.findings.append(Finding(seed=seed, number=number, what=what, content=content))
+                    break
     return tally
 
 
-def _excess(seconds: float, mib: int) -> str:
+def _complaint(ending: Ending, seconds: float, mib: int) -> str:
+    if not ending.is_sound:
+        return ending.what
     if seconds > SLOW_S:
         return f"{seconds:.0f} s to read"
     return f"{mib} MiB to read" if mib > MEMORY_MIB else ""
-
-
-def _forget_peak(decoders: Decoders) -> int:
-    """Sets the kernel's record of the most that was held back to what is held now, and returns that."""
-    for pid in decoders.pids:
-        with suppress(OSError):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _peak_mib(decoders)
-
-
-def _peak_mib(decoders: Decoders) -> int:
-    """The most that one of its processes has held; 0 where nobody counts it."""
-    peaks_kib = [0]
-    for pid in decoders.pids:
-        with suppress(OSError):
-            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-            peaks_kib += [int(found[1])] if found else []
-    return max(peaks_kib) // 1024

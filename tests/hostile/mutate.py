@@ -114,8 +114,10 @@ def _png(content: bytearray, random: Random) -> None:
 
 
 def _jpeg(content: bytearray, random: Random) -> None:
-    """A change in the head of one segment, where lengths, sizes and tables are; or in the EXIF block's TIFF."""
-    starts = [at for at in range(len(content) - 9) if content[at] == 0xFF and content[at + 1] not in (0, 0xFF)]
+    """A change in the head of one segment, where lengths, sizes and tables are; or in its EXIF block."""
+    starts = [
+        at for at in range(len(content) - 9) if content[at] == 0xFF and content[at + 1] not in (0, 0xFF)
+    ]
     exif = content.find(b"Exif\0\0")
     if exif >= 0 and random.random() < 0.3:
         end = min(len(content), exif + 6 + 512)
@@ -135,7 +137,7 @@ def _tiff(content: bytearray, random: Random) -> None:
     if len(content) < 8:
         return
     order, big = (">", True) if content[:2] == b"MM" else ("<", False)
-    wide = content[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    wide = bytes(content[2:4]) in (b"+\0", b"\0+")  # BigTIFF
     at = struct.unpack_from(order + "Q", content, 8)[0] if wide and len(content) >= 16 else 0
     at = at if wide else struct.unpack_from(order + "I", content, 4)[0]
     head, size = (8, 20) if wide else (2, 12)
@@ -149,14 +151,20 @@ def _tiff(content: bytearray, random: Random) -> None:
         field = random.choice((0, 2, 4, size - (8 if wide else 4), size - (8 if wide else 4)))
     if entry + field < len(content):
         if random.random() < 0.2 and entry + field + 4 <= len(content):
-            struct.pack_into(order + "I", content, entry + field, random.choice((at, entry, 8, len(content) - 1)))
+            struct.pack_into(
+                order + "I", content, entry + field, random.choice((at, entry, 8, len(content) - 1))
+            )
         else:
             _put(content, entry + field, random, big_endian=big)
 
 
 def _webp(content: bytearray, random: Random) -> None:
     """The length of a chunk, or the first bytes of what is in it: sizes, and what follows."""
-    places = [at for kind in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP", b"EXIF", b"XMP ") if (at := content.find(kind)) >= 0]
+    places = [
+        at
+        for kind in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP", b"EXIF", b"XMP ")
+        if (at := content.find(kind)) >= 0
+    ]
     if places:
         at = random.choice(places) + random.choice((4, 8, 8, 10, 12, 14))
         if at < len(content):
@@ -165,7 +173,20 @@ def _webp(content: bytearray, random: Random) -> None:
 
 def _boxes(content: bytearray, random: Random) -> None:
     """The length or the first bytes of one box; boxes are found by their names, in whatever box they are."""
-    names = (b"ftyp", b"meta", b"hdlr", b"pitm", b"iloc", b"iinf", b"infe", b"iref", b"ipco", b"ispe", b"pixi", b"av1C")
+    names: tuple[bytes, ...] = (
+        b"ftyp",
+        b"meta",
+        b"hdlr",
+        b"pitm",
+        b"iloc",
+        b"iinf",
+        b"infe",
+        b"iref",
+        b"ipco",
+        b"ispe",
+        b"pixi",
+        b"av1C",
+    )
     names += (b"ipma", b"colr", b"auxC", b"mdat", b"iprp")
     places = [at for name in names if (at := content.find(name)) >= 4]
     if places:

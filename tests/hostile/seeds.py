@@ -1,4 +1,4 @@
-"""Sound files, small, one for each way that a decoder can be taken through: the fuzzer's and the corpus' seeds."""
+"""Small sound files, one for each way through a decoder: the seeds of the fuzzer and of the corpus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ def seeds() -> Mapping[str, bytes]:
     alpha = colour.bandjoin(grey)
     ink = colour.icc_transform("cmyk", input_profile="srgb")
     marked = colour.copy()
-    for name, value in {"exif-data": EXIF, "xmp-data": XMP, "icc-profile-data": bytes(pyvips.Operation.call("profile_load", "srgb"))}.items():
+    for name, value in {
+        "exif-data": EXIF,
+        "xmp-data": XMP,
+        "icc-profile-data": bytes(pyvips.Operation.call("profile_load", "srgb")),
+    }.items():
         marked.set_type(pyvips.GValue.blob_type, name, value)
     return {
         "plain.jpg": colour.jpegsave_buffer(),
@@ -63,7 +67,9 @@ def seeds() -> Mapping[str, bytes]:
 def _photo(bands: int) -> Any:
     """Smooth with some noise: every coder has something to do, and files stay at a few kilobytes."""
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
-    waves = [120 + 60 * np.sin(rows / (4 + band)) + 40 * np.cos(columns / (7 - band)) for band in range(bands)]
+    waves = [
+        120 + 60 * np.sin(rows / (4 + band)) + 40 * np.cos(columns / (7 - band)) for band in range(bands)
+    ]
     noise = np.random.default_rng(8).normal(0, 4, (HEIGHT, WIDTH, bands))
     pixels = np.clip(np.dstack(waves) + noise, 0, 255).astype(np.uint8)
     return pyvips.Image.new_from_array(pixels).copy(interpretation="srgb" if bands == 3 else "b-w")
