@@ -306,7 +306,7 @@ def _failing_as_image_error(path: Path, verb: str) -> Iterator[None]:
             fix = "convert it to JPEG or PNG, or use a libvips with an HEVC decoder"
         else:
             fix = "the file may be damaged: fetch it again, or open and save it in an editor"
-        raise ImageError(f"{path}: cannot {verb}: {_reason(exc)}", fix=fix) from exc
+        raise ImageError(f"{path}: cannot {verb}: {_shortened(str(exc))}", fix=fix) from exc
     except UnicodeError as exc:
         said = _taken_message() or "it holds text that is no UTF-8"
         raise ImageError(
@@ -322,10 +322,6 @@ def _taken_message() -> str:
     said: bytes = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
     pyvips.vips_lib.vips_error_clear()
     return said.decode(errors="backslashreplace")
-
-
-def _reason(error: pyvips.Error) -> str:
-    return _shortened(error.detail) or _shortened(error.message)
 
 
 def _shortened(said: str) -> str:
