@@ -16,6 +16,7 @@ from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
 
 __all__ = ["Item", "check_sources", "find_items"]
 
+NAME_BYTES = 255  # of a file, on all usual file systems
 Identity = tuple[int, int]  # device and inode: one file or folder, whatever its names
 
 
@@ -166,15 +167,18 @@ def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
             unread = Item(source=folder, target=target, problem=f"folder not read: {exc.strerror}")
             yield _Visit(identity=None, target=target.parent, items=(unread,))
             continue
-        items = tuple(
-            Item(
-                source=folder / name, target=target / _with_format(name, job), problem=_problem(folder / name)
-            )
-            for name in images
-        )
+        items = tuple(_item(folder / name, target / _with_format(name, job)) for name in images)
         yield _Visit(identity=identity, target=target, items=items)
         below = above | {identity}
         stack.extend((folder / name, target / name, below) for name in reversed(folders))
+
+
+def _item(source: Path, target: Path) -> Item:
+    problem = _problem(source)
+    # One such name must not stop the job, for it may be a stranger's.
+    if not problem and len(os.fsencode(target.name)) > NAME_BYTES:
+        problem = f"its new name would have more than {NAME_BYTES} bytes"
+    return Item(source=source, target=target, problem=problem)
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:

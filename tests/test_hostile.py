@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile.build import jpeg, png, png_chunk
 from hostile.case import MAX_PIXELS, Case
 from hostile.corpus import CORPUS
 from hostile.fuzz import examine, fuzz, unsound_file
 from hostile.seeds import seeds
 from hostile.table import table
 
+from cmudrn.deploy import decoding
 from cmudrn.deploy.decoding import Decoders
 from cmudrn.errors import ImageError
 from cmudrn.images import MAX_METADATA_BYTES, read_picture
@@ -212,6 +214,14 @@ def test_names_are_taken_as_they_are_on_the_command_line(tmp_path: Path) -> None
     assert needs_no_terminal(run.said + missing.said)
 
 
+def test_a_name_that_would_become_too_long_costs_itself_alone(folder: Path) -> None:
+    (folder / "in" / f"{'x' * 251}.png").write_bytes(seeds()["plain.png"])
+    run = infer(folder, "in", "-o", "out", "--format", "webp")
+    assert run.exit_code == 1
+    assert run.reasons() == {f"{'x' * 251}.png": "its new name would have more than 255 bytes"}
+    assert len(list((folder / "out").iterdir())) == len(GOOD)
+
+
 def test_what_only_looks_like_an_image_is_not_opened(folder: Path) -> None:
     (folder / "in" / "zero.png").symlink_to("/dev/zero")
     (folder / "in" / "terminal.jpg").symlink_to("/dev/tty")
@@ -280,9 +290,17 @@ def disturb(photos: list[Path], out: Path) -> None:
             photo.write_bytes(unsound_file(0, number))
 
 
-def test_metadata_has_a_limit(decoders: Decoders, tmp_path: Path) -> None:
-    from hostile.build import png, png_chunk
+def test_a_jpeg_of_endless_scans_costs_its_time_and_no_more(
+    decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "TIME_LIMIT_S", 0.5)
+    monkeypatch.setattr(decoding, "TIME_A_MEGAPIXEL_S", 0.0)
+    (tmp_path / "scans.jpg").write_bytes(jpeg(4000, 4000, progressive=True, scans=20_000))  # 800 kB, a minute
+    with pytest.raises(ImageError, match="the decoder took more than"):
+        decoders.picture(tmp_path / "scans.jpg", max_pixels=MAX_PIXELS, pixels=16_000_000)
 
+
+def test_metadata_has_a_limit(decoders: Decoders, tmp_path: Path) -> None:
     text = png_chunk(b"eXIf", b"II*\0\x08\0\0\0".ljust(MAX_METADATA_BYTES + 1))
     (tmp_path / "long.png").write_bytes(png(8, 8, before=[text]))
     with pytest.raises(ImageError, match="32 MiB of metadata, the limit is 32"):
