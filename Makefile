@@ -13,7 +13,7 @@ STUBS    := $(TEST_ENV)/stubs
 # Whose Python extension, without the libraries, our code is compared with: a release of each major.
 TENSORRTS := 10.16.* 11.4.*
 
-.PHONY: demo test check native gpu-check sanitize graphs clean
+.PHONY: demo test check native gpu-check sanitize fuzz graphs clean
 
 demo: $(DEMO_ENV)/.done
 	$(DEMO_ENV)/bin/cmudrn infer examples/weather -o restored --overwrite
@@ -50,6 +50,11 @@ check: $(TEST_ENV)/.done
 # run a small part of it. SANITIZE: options of tools/sanitize.py.
 sanitize: $(TEST_ENV)/bin/python
 	$(TEST_ENV)/bin/python tools/sanitize.py $(SANITIZE)
+
+# The readers of images, fed with unsound files: docs/hostile.md. The tests do 10,000; FUZZ: options of
+# tools/fuzz.py, such as FUZZ="--minutes 60 --seed 7".
+fuzz: $(TEST_ENV)/bin/python
+	PYTHONPATH=tests $(TEST_ENV)/bin/python tools/fuzz.py $(FUZZ)
 
 # Whenever the shipped weights change; a test compares the two.
 graphs: $(TEST_ENV)/.done

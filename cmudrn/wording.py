@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "listed", "one_line"]
+__all__ = ["counted", "listed", "one_line", "printable"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -21,3 +21,13 @@ def listed(names: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
 def one_line(error: BaseException) -> str:
     """What another library says, however many lines it took for that."""
     return " ".join(str(error).split())
+
+
+def printable(text: str) -> str:
+    r"""For a terminal: what would steer it, of a name or a library, stands there as `\x1b` or `\u202e`.
+
+    Letters of all scripts stay; a byte of a name that is no UTF-8 is `\udcXX`, as Python has it.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )

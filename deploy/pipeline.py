@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from cmudrn.deploy.backends import Backends, Pick
+from cmudrn.deploy.decoding import Decoders
 from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
 from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.keeping import Keeper
@@ -29,7 +30,7 @@ from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.errors import CmudrnError, ImageError
-from cmudrn.images import MOST_PAGES, Picture, Pixels, read_header, read_picture
+from cmudrn.images import Picture, Pixels
 
 __all__ = ["restore_images"]
 
@@ -81,6 +82,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.backends = backends
         self.keeper = Keeper(job)
         self.budget = _PixelBudget(IN_FLIGHT_PX)
+        self.decoders = Decoders()
         threads = min(max(available_cores(), LEAST_THREADS), MOST_THREADS)
         self.readers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-read")
         self.writers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-write")
@@ -96,6 +98,7 @@ class _Line(AbstractContextManager["_Line"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.budget.close()  # first: a reader may be waiting for it
+        self.decoders.close()
         for pool in (self.readers, self.writers):
             pool.shutdown(wait=False, cancel_futures=True)
         for pool in (self.readers, self.writers):
@@ -229,11 +232,11 @@ class _Line(AbstractContextManager["_Line"]):
             elif self.job.existing is Existing.SKIP and item.target.exists():
                 return replace(result, status=Status.SKIPPED)
             stamp = Stamp.of(item.source)
-            header = read_header(item.source, max_pixels=self.job.max_pixels, max_pages=MOST_PAGES)
+            header = self.decoders.header(item.source, max_pixels=self.job.max_pixels)
             result = replace(result, height=header.height, width=header.width, pages=header.pages)
             held_px = self.budget.take(result.pixels)
             start = time.perf_counter()
-            picture = read_picture(item.source, max_pixels=self.job.max_pixels, max_pages=MOST_PAGES)
+            picture = self.decoders.picture(item.source, max_pixels=self.job.max_pixels, pixels=held_px)
             result = replace(result, read=fingerprint_of(item.source, since=stamp))
         except FAILURES as exc:
             self.budget.give(held_px)

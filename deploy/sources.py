@@ -20,6 +20,7 @@ from cmudrn.images import is_change_map
 
 __all__ = ["Item", "check_sources", "find_items", "output_folder"]
 
+NAME_BYTES = 255  # of a file, on all usual file systems
 Identity = tuple[int, int]  # device and inode: one file or folder, whatever its names
 
 
@@ -196,8 +197,15 @@ def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
 
 def _items(folder: Path, target: Path, names: Iterable[str], job: InferJob) -> Iterator[Item]:
     for name in names:
-        source = folder / name
-        yield Item(source=source, target=target / _with_format(name, job), problem=_problem(source))
+        yield _item(folder / name, target / _with_format(name, job))
+
+
+def _item(source: Path, target: Path) -> Item:
+    problem = _problem(source)
+    # One such name must not stop the job, for it may be a stranger's.
+    if not problem and len(os.fsencode(target.name)) > NAME_BYTES:
+        problem = f"its new name would have more than {NAME_BYTES} bytes"
+    return Item(source=source, target=target, problem=problem)
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ import typer
 from cmudrn import __version__
 from cmudrn.cli import ablate, benchmark, doctor, engines, evaluate, infer, parity, synthesize, train, tune
 from cmudrn.errors import INTERRUPTED, CmudrnError
+from cmudrn.wording import printable
 
 __all__ = ["app", "main"]
 
@@ -84,9 +85,9 @@ def _explained(error: Exception) -> tuple[str, str]:
 
 
 def _complain(what: str, fix: str, exit_code: int) -> int:
-    typer.echo(f"cmudrn: {what}", err=True)
+    typer.echo(printable(f"cmudrn: {what}"), err=True)
     if fix:
-        typer.echo(f"  -> {fix}", err=True)
+        typer.echo(printable(f"  -> {fix}"), err=True)
     return exit_code
 
 

@@ -45,6 +45,7 @@ from cmudrn.cli.options import (
 )
 from cmudrn.cli.values import one_of
 from cmudrn.errors import UsageError
+from cmudrn.wording import printable
 
 if TYPE_CHECKING:
     from cmudrn.deploy.job import Existing, InferJob
@@ -191,7 +192,7 @@ def _run(job: InferJob, report: JobReport, report_to: str | None) -> None:
 
 
 def _note(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _existing(overwrite: bool, skip_existing: bool, resume: bool) -> Existing:
@@ -264,12 +265,12 @@ def _print_end(report: JobReport) -> None:
     """To the standard error, as all that is said here: the standard output is the report's."""
     for what, lines in (("Done anew:", report.redone_lines()), ("Not restored:", report.failure_lines())):
         if lines:
-            typer.echo(what, err=True)
+            _note(what)
         for line in lines:
-            typer.echo(f"  {line}", err=True)
+            _note(f"  {line}")
     if report.gone:
-        typer.echo(report.gone_line(), err=True)
-    typer.echo(report.summary(), err=True)
+        _note(report.gone_line())
+    _note(report.summary())
 
 
 @contextmanager

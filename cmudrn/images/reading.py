@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +12,7 @@ import pyvips
 
 from cmudrn.errors import ImageError, ImageTooLarge
 from cmudrn.formats import CODECS, ImageFormat, sniff
+from cmudrn.images.chunks import Chunk
 from cmudrn.images.contents import Contents, contents_of
 from cmudrn.images.exif import orientation_in, with_orientation, without_prefix
 from cmudrn.images.failures import failing_as_image_error
@@ -22,6 +24,8 @@ __all__ = ["DEFAULT_MAX_PIXELS", "read_header", "read_picture"]
 
 # 400 million pixels are 1.2 GB at 8 bits: above any camera, below what a small file may claim to unpack to.
 DEFAULT_MAX_PIXELS = 400_000_000
+# A CMYK profile has 3 MB, an editor's history in XMP a few. It lies in memory beside the pixels, uncounted.
+MAX_METADATA_BYTES = 32 * 2**20
 
 _KEPT_FIELDS = (  # and all that begin so
     *("icc-profile-data", "xmp-data", "iptc-data", "photoshop-data", "image-description"),
@@ -73,6 +77,7 @@ def read_picture(
         if image.interpretation == "cmyk":
             # It describes ink, the pixels are sRGB now.
             metadata = {name: value for name, value in metadata.items() if name != "icc-profile-data"}
+        _check_size_beside_pixels(path, metadata, exif, opened.contents.parts.chunks)
         stored = _decode(_as_rgb(image), opened.pages)
     alpha = stored[..., 3:] if stored.shape[-1] == 4 else None
     return Picture(
@@ -147,6 +152,9 @@ def _load(file: BinaryIO, image_format: ImageFormat, **options: object) -> Any:
     source = pyvips.Source.new_from_descriptor(file.fileno())
     # fail_on error includes truncated, and checks PNG's checksums; "warning" refuses sound files.
     options = {"access": "sequential", "fail_on": "error", **options}
+    if image_format is ImageFormat.TIFF and pyvips.at_least_libvips(8, 17):
+        # libtiff's own bound, 50 MB, refuses sound files: one compressed strip of 24 megapixels.
+        options["unlimited"] = True
     return pyvips.Operation.call(f"{CODECS[image_format].load}load_source", source, **options)
 
 
@@ -197,6 +205,18 @@ def _check_pixels(image: Any, path: Path) -> None:
 
 def _kept_metadata(image: Any) -> Metadata:
     return {name: image.get(name) for name in image.get_fields() if name.startswith(_KEPT_FIELDS)}
+
+
+def _check_size_beside_pixels(
+    path: Path, metadata: Metadata, exif: bytes | None, chunks: Sequence[Chunk]
+) -> None:
+    size = sum(len(value) for value in metadata.values() if isinstance(value, (bytes, str)))
+    size += len(exif or b"") + sum(len(content) for _, content in chunks)
+    if size > MAX_METADATA_BYTES:
+        raise ImageError(
+            f"{path}: {size / 2**20:,.0f} MiB of metadata, the limit is {MAX_METADATA_BYTES / 2**20:,.0f}",
+            fix="save it without: exiftool -all= FILE",
+        )
 
 
 def _as_rgb(image: Any) -> Any:
