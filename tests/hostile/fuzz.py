@@ -14,13 +14,13 @@ from pathlib import Path
 from random import Random
 
 import pyvips
-from hostile.mutate import mutated
-from hostile.seeds import seeds
 
 from cmudrn.deploy.decoding import Decoders
 from cmudrn.errors import ImageError, ImageTooLarge
 from cmudrn.formats import CODECS, ImageFormat
 from cmudrn.images import _as_stored, read_header, read_picture
+from hostile.mutate import mutated
+from hostile.seeds import seeds
 
 __all__ = ["MAX_PIXELS", "Ending", "Finding", "Tally", "examine", "fuzz", "unsound_file"]
 

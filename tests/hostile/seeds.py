@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyvips
+
 from hostile.build import tiff
 
 __all__ = ["seeds"]
