@@ -126,7 +126,6 @@ def settings_of(job: InferJob, backends: Backends, folder: Path | None) -> dict[
     choice = backends.choice
     return {
         **{name: value for name, value in told.items() if name not in NOT_IN_THE_BYTES},
-        "overlap_px": job.overlap,
         "sources": [_from(folder, source) for source in job.sources],
         "weights": read_checkpoint(job.weights).sha256,
         "backend": backends.label,

@@ -202,7 +202,7 @@ def test_a_file_that_no_row_knows_is_never_replaced_by_resume(
         (("--loops", "2"), "loops 1, now 2"),
         (("--output", "rain"), "output fused, now rain"),
         (("--tile", "64"), "tile as usual, now 64"),
-        (("--overlap", "9"), "overlap 6, now 9"),
+        (("--overlap", "9"), "overlap as usual, now 9"),
         (("--format", "webp"), "format as usual, now webp"),
         (("--quality", "80"), "quality"),
         (("--png-level", "1"), "png_level"),
