@@ -36,9 +36,6 @@ __all__ = ["restore_images"]
 LEAST_THREADS, MOST_THREADS = 2, 64
 READ_AHEAD = 2  # images waiting for the backend beside those being read; more where its batches need more
 WRITE_BEHIND = 2  # images waiting to be written beside those being written; the same
-IN_FLIGHT_PX = (
-    64_000_000  # of all images held at once, about 400 MB decoded and restored; a larger one goes alone
-)
 Ended = TypeVar("Ended")
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else ends the job
@@ -77,7 +74,7 @@ class _Line(AbstractContextManager["_Line"]):
     def __init__(self, job: InferJob, backends: Backends) -> None:
         self.job = job
         self.backends = backends
-        self.budget = _PixelBudget(IN_FLIGHT_PX)
+        self.budget = _PixelBudget(job.in_flight_px)
         threads = min(max(available_cores(), LEAST_THREADS), MOST_THREADS)
         self.readers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-read")
         self.writers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-write")

@@ -14,6 +14,7 @@ import typer
 from cmudrn.cli.infer_options import (
     Batch,
     Format,
+    InFlight,
     Loops,
     MaxPixels,
     Out,
@@ -83,6 +84,7 @@ def infer(
     quality: Quality = None,
     png_level: PngLevel = None,
     max_pixels: MaxPixels = None,
+    in_flight: InFlight = None,
     weights: Weights = "default",
     report_to: Report = None,
 ) -> None:
@@ -91,7 +93,7 @@ def infer(
     Sources are never changed. A file that cannot be read is reported at the end and the others are done:
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
     """
-    from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+    from cmudrn.deploy.job import DEFAULT_IN_FLIGHT_PX, BackendName, BackendOptions, InferJob
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
     from cmudrn.engines.spec import Output, Precision
@@ -134,6 +136,7 @@ def infer(
         format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
         encoding=_encoding(quality, png_level),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+        in_flight_px=DEFAULT_IN_FLIGHT_PX if in_flight is None else int(1e6 * in_flight),
         weights=weights,
     )
     _check_report_path(report_to)

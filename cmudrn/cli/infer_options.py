@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "Batch",
     "Format",
+    "InFlight",
     "Loops",
     "MaxPixels",
     "Out",
@@ -125,6 +126,14 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(
         metavar="N", help="Refuse larger images undecoded. Default: 400,000,000.", show_default=False
+    ),
+]
+InFlight = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MEGAPIXELS",
+        help="Of all images in memory at once, some 6 bytes a pixel; a larger one goes alone. Default: 64.",
+        show_default=False,
     ),
 ]
 Report = Annotated[
