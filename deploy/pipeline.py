@@ -244,7 +244,7 @@ class _Line(AbstractContextManager["_Line"]):
             if _disk_full(exc):
                 raise CmudrnError(
                     f"{target}: the disk is full",
-                    fix="make room, then run the same again with --resume: what is written is whole",
+                    fix="make room, then run the same again with --resume; what is written is whole",
                 ) from exc
             return _failed(loaded.result, exc)
         finally:

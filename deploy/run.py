@@ -19,7 +19,7 @@ from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.ledger import LEDGER_NAME, Ledger, LedgerUnavailable
 from cmudrn.deploy.report import ItemResult
 from cmudrn.deploy.sources import Item, check_sources, find_items, output_folder
-from cmudrn.errors import UsageError
+from cmudrn.errors import CmudrnError, UsageError
 from cmudrn.wording import listed
 
 __all__ = ["Run", "settings_of"]
@@ -106,7 +106,12 @@ class Run(AbstractContextManager["Run"]):
                 self.total = check_sources(self.job, ledger.knows)
                 return ledger
             self.total = check_sources(self.job)
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:  # a full disk, for one
+                raise CmudrnError(
+                    f"{folder}: {exc.strerror}", fix="see to the disk, or give another OUT"
+                ) from exc
             ledger = taken.enter_context(Ledger(folder))
         except LedgerUnavailable as exc:
             if self.job.existing is Existing.RESUME:
