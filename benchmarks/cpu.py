@@ -50,6 +50,7 @@ WEIGHTS = "default"
 MINUTES, QUICK_MINUTES = 60.0, 3.0
 GROWTH_SHARE = 0.4  # of the grid's minutes, beside them
 WHOLE_WAY_REPEATS = 3
+WHOLE_WAY_DEPTHS = (1, 3)  # others where neither is told: at T = 7 reading and writing are as nothing
 BUSY = 0.5  # processes, the mean of a minute
 
 
@@ -98,14 +99,14 @@ class Found:
     peaks: dict[int, Peaks] = field(default_factory=dict)  # by threads
     growth: Growth | None = None
     qualities: list[Quality] = field(default_factory=list)
-    whole_way: WholeWay | None = None
+    whole_ways: list[WholeWay] = field(default_factory=list)  # by loops
 
     def bars(self, plan: Plan) -> list[Bar]:
         return [
             *(speed_bars(self.cells, plan.most_threads) if self.cells else []),
             *(quality_bars(self.qualities, plan.contestants) if self.qualities else []),
             *(growth_bars(self.growth) if self.growth else []),
-            *([whole_way_bar(self.whole_way)] if self.whole_way else []),
+            *map(whole_way_bar, self.whole_ways),
         ]
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class Found:
             "peaks": {str(threads): asdict(peaks) for threads, peaks in self.peaks.items()},
             "growth": None if growth is None else growth.to_json(),
             "quality": [asdict(one) for one in self.qualities],
-            "infer": None if self.whole_way is None else asdict(self.whole_way),
+            "infer": [asdict(one) for one in self.whole_ways],
             "bars": [asdict(bar) for bar in self.bars(plan)],
         }
 
@@ -206,8 +207,11 @@ def measure_infer(plan: Plan, found: Found) -> str:
         backend = BackendName("native")
     except ValueError as exc:
         raise EnvironmentMissing("cmudrn infer has no --backend native", fix="install cmudrn again") from exc
-    found.whole_way = measure_whole_way(plan.photos, backend, available_cores(), WHOLE_WAY_REPEATS)
-    return tables.whole_way_table(found.whole_way)
+    for loops in [depth for depth in plan.depths if depth in WHOLE_WAY_DEPTHS] or plan.depths:
+        found.whole_ways.append(
+            measure_whole_way(plan.photos, backend, loops, available_cores(), WHOLE_WAY_REPEATS)
+        )
+    return "\n\n".join(map(tables.whole_way_table, found.whole_ways))
 
 
 def need_ours(plan: Plan) -> Contestant:

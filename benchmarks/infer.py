@@ -28,10 +28,13 @@ from cmudrn.metrics import psnr_db
 LOOP = Path(__file__).with_name("eager_loop.py")
 
 
-def run_infer(photos: list[Path], folder: Path, backend: BackendName, report: Path | None = None) -> float:
+def run_infer(
+    photos: list[Path], folder: Path, backend: BackendName, report: Path | None = None, *, loops: int = 3
+) -> float:
     """report: where the command writes its own, as JSON."""
     command = [sys.executable, "-m", "cmudrn", "infer", *map(str, photos), "-o", str(folder), "--overwrite"]
-    command += ["--backend", backend.value, *(["--report", str(report)] if report else [])]
+    command += ["--backend", backend.value, "--loops", str(loops)]
+    command += ["--report", str(report)] if report else []
     return seconds_of(command, folder)
 
 
@@ -46,8 +49,8 @@ def seconds_of(command: list[str], folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def run_backend(photos: list[Path], backend: BackendName) -> float:
-    job = InferJob(sources=tuple(photos), backend=BackendOptions(name=backend))
+def run_backend(photos: list[Path], backend: BackendName, *, loops: int = 3) -> float:
+    job = InferJob(sources=tuple(photos), loops=loops, backend=BackendOptions(name=backend))
     total = 0.0
     with Backends(job) as backends:
         for photo in photos:

@@ -14,7 +14,15 @@ from cmudrn.errors import UsageError
 from cmudrn.formats import CODECS, Encoding, ImageFormat
 from cmudrn.images import DEFAULT_MAX_PIXELS
 
-__all__ = ["DEFAULT_OVERLAP_PX", "DEFAULT_TILE_PX", "BackendName", "BackendOptions", "Existing", "InferJob"]
+__all__ = [
+    "DEFAULT_IN_FLIGHT_PX",
+    "DEFAULT_OVERLAP_PX",
+    "DEFAULT_TILE_PX",
+    "BackendName",
+    "BackendOptions",
+    "Existing",
+    "InferJob",
+]
 
 # By loops: the smallest with PSNR >= 60 dB against the whole image, for the default weights
 # (benchmarks/overlap.py), and never less than at fewer loops.
@@ -25,6 +33,7 @@ DEFAULT_TILE_PX = 768  # of backends that take any size, but for our own kernels
 NATIVE_TILE_PX = 2048
 CPU = "cpu"
 MOST_STREAMS = 16
+DEFAULT_IN_FLIGHT_PX = 64_000_000  # 400 MB at 8 bits, decoded and restored
 MOST_AT_ONCE = 1024  # tiles or threads: more are a slip of the hand, and end in the middle of a library
 
 
@@ -128,6 +137,7 @@ class InferJob:
     format: ImageFormat | None = None  # None: the source's own
     encoding: Encoding = field(default_factory=Encoding)
     max_pixels: int = DEFAULT_MAX_PIXELS  # of one image, all its pages together
+    in_flight_px: int = DEFAULT_IN_FLIGHT_PX  # of all images held at once; a larger one goes alone
     keep: KeepOptions = field(default_factory=KeepOptions)
     weights: str = "default"  # or a path
 
@@ -150,7 +160,7 @@ class InferJob:
                 f"--provenance with --format {self.format.value}, which holds no XMP",
                 fix="give --format webp",
             )
-        need_between(1, None, max_pixels=self.max_pixels, tile=self.tile_px)
+        need_between(1, None, max_pixels=self.max_pixels, tile=self.tile_px, in_flight=self.in_flight_px)
         need_between(1, MOST_AT_ONCE, batch=self.batch)
         need_between(0, None, overlap=self.overlap_px)
         if self.tile_px is not None and 2 * self.overlap >= self.tile_px:

@@ -38,9 +38,6 @@ __all__ = ["restore_images"]
 LEAST_THREADS, MOST_THREADS = 2, 64
 READ_AHEAD = 2  # images waiting for the backend beside those being read; more where its batches need more
 WRITE_BEHIND = 2  # images waiting to be written beside those being written; the same
-IN_FLIGHT_PX = (
-    64_000_000  # of all images held at once, about 400 MB decoded and restored; a larger one goes alone
-)
 Ended = TypeVar("Ended")
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else ends the job
@@ -81,7 +78,7 @@ class _Line(AbstractContextManager["_Line"]):
         self.job = job
         self.backends = backends
         self.keeper = Keeper(job)
-        self.budget = _PixelBudget(IN_FLIGHT_PX)
+        self.budget = _PixelBudget(job.in_flight_px)
         self.decoders = Decoders()
         threads = min(max(available_cores(), LEAST_THREADS), MOST_THREADS)
         self.readers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-read")
@@ -254,7 +251,7 @@ class _Line(AbstractContextManager["_Line"]):
             if _disk_full(exc):
                 raise CmudrnError(
                     f"{target}: the disk is full",
-                    fix="make room, then run the same again with --resume: what is written is whole",
+                    fix="make room, then run the same again with --resume; what is written is whole",
                 ) from exc
             return _failed(loaded.result, exc)
         finally:

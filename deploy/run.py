@@ -19,13 +19,15 @@ from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.ledger import LEDGER_NAME, Ledger, LedgerUnavailable
 from cmudrn.deploy.report import ItemResult
 from cmudrn.deploy.sources import Item, check_sources, find_items, output_folder
-from cmudrn.errors import UsageError
+from cmudrn.errors import CmudrnError, UsageError
 from cmudrn.wording import listed
 
 __all__ = ["Run", "settings_of"]
 
 # Of InferJob: what changes no byte of a result. All else does, whatever is added to it.
-NOT_IN_THE_BYTES = frozenset({"sources", "out", "existing", "max_pixels", "batch", "backend", "weights"})
+NOT_IN_THE_BYTES = frozenset(
+    {"sources", "out", "existing", "max_pixels", "in_flight_px", "batch", "backend", "weights"}
+)
 # As `cmudrn.files.replacing` names what it has not finished: its process's id, and four random bytes.
 HALF_WRITTEN = re.compile(r"\..{1,40}\.(\d+)-[0-9a-f]{8}\.part", re.DOTALL)
 
@@ -104,7 +106,12 @@ class Run(AbstractContextManager["Run"]):
                 self.total = check_sources(self.job, ledger.knows)
                 return ledger
             self.total = check_sources(self.job)
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:  # a full disk, for one
+                raise CmudrnError(
+                    f"{folder}: {exc.strerror}", fix="see to the disk, or give another OUT"
+                ) from exc
             ledger = taken.enter_context(Ledger(folder))
         except LedgerUnavailable as exc:
             if self.job.existing is Existing.RESUME:
@@ -122,11 +129,14 @@ def settings_of(job: InferJob, backends: Backends, folder: Path | None) -> dict[
 
     folder: sources are named from there, so that both may move together.
     """
-    told = {one.name: _plain(getattr(job, one.name)) for one in fields(job)}
+    told: dict[str, Any] = {}
+    for one in fields(job):
+        if one.name not in NOT_IN_THE_BYTES:
+            value = _plain(getattr(job, one.name))
+            told |= value if isinstance(value, dict) else {one.name: value}
     choice = backends.choice
     return {
-        **{name: value for name, value in told.items() if name not in NOT_IN_THE_BYTES},
-        "overlap_px": job.overlap,
+        **told,
         "sources": [_from(folder, source) for source in job.sources],
         "weights": read_checkpoint(job.weights).sha256,
         "backend": backends.label,
@@ -157,7 +167,7 @@ def remove_leftovers(ledger: Ledger) -> None:
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was, in words."""
     return [
-        f"{name.removesuffix('_px')} {_short(then.get(name))}, now {_short(now.get(name))}"
+        f"{name.removesuffix('_px').replace('_', ' ')} {_short(then.get(name))}, now {_short(now.get(name))}"
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     ]

@@ -309,7 +309,7 @@ def test_photographs_are_made_in_both_formats_and_in_the_told_sizes() -> None:
 
 def test_the_whole_way_says_what_most_is_lost_to() -> None:
     found = WholeWay(
-        backend="native", images=40, megapixels=20.0, cores=2,
+        backend="native", loops=1, images=40, megapixels=20.0, cores=2,
         infer_s=10.0, pipeline_s=9.5, alone_s=8.0, decode_s=0.4, encode_s=2.0,
     )  # fmt: skip
     assert found.losses_s == pytest.approx(
@@ -322,6 +322,7 @@ def test_the_whole_way_says_what_most_is_lost_to() -> None:
     )
     assert whole_way_bar(found).found == "80.0%; most is lost to: encoding"
     assert whole_way_bar(found).kept is False
+    assert "T = 1" in whole_way_bar(found).what
 
 
 def test_a_table_shows_medians_and_how_often_ours_fits_into_them() -> None:

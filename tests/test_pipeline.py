@@ -262,13 +262,24 @@ def test_items_are_drawn_as_they_are_needed(folder: Path, weights: str) -> None:
     assert drawn <= 10 + 2 * threads + pipeline.READ_AHEAD + pipeline.WRITE_BEHIND + 1
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (5, 5), (500, 64)])
+def test_readers_and_writers_are_as_many_as_the_cores(
+    cores: int, threads: int, folder: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "available_cores", lambda: cores)
+    write(folder, 1)
+    job = job_of(folder, weights)
+    with Backends(job) as backends, pipeline._Line(job, backends) as line:
+        assert line.readers._max_workers == line.writers._max_workers == threads
+        assert threads < line.ahead == line.behind  # none is idle while the caller looks after the others
+
+
 def test_pixels_in_flight_stay_within_the_budget(
     folder: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, 8)
     write_picture(picture(90, 90, seed=9), folder / "large.png")  # more than the whole budget: goes alone
     budget_px = 2 * 24 * 30
-    monkeypatch.setattr(pipeline, "IN_FLIGHT_PX", budget_px)
     held: list[int] = []
     take = pipeline._PixelBudget.take
 
@@ -278,7 +289,7 @@ def test_pixels_in_flight_stay_within_the_budget(
         return taken
 
     monkeypatch.setattr(pipeline._PixelBudget, "take", watched)
-    assert run(folder, weights).counts[Status.RESTORED] == 9
+    assert run(folder, weights, in_flight_px=budget_px).counts[Status.RESTORED] == 9
     assert max(held) == 90 * 90
     assert sorted(held)[-2] <= budget_px
 

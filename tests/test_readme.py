@@ -27,6 +27,7 @@ DOCUMENTS = (
             "engines",
             "evaluation",
             "gpu",
+            "long_runs",
             "measurements",
             "native",
             "parity",

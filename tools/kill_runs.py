@@ -68,9 +68,9 @@ def kill_runs(folder: Path, *, kills: int, images: int, seed: int) -> Found:
     if process.returncode != 1 or len(whole) != images:
         raise SystemExit(f"the undisturbed run: {said}")
     while found.kills < kills:
-        out = folder / f"out{found.runs}"
-        while not killed(folder, out, draw.uniform(0, length_s), found, images):
-            pass
+        out, longest_s = folder / f"out{found.runs}", length_s
+        while not killed(folder, out, draw.uniform(0, longest_s), found, images):
+            longest_s *= 1.1  # where the machine has become slower, no session would come to its end
         found.runs += 1
         if contents(out) != whole:
             found.wrong.append(f"{out.name}: other files than the undisturbed run's")

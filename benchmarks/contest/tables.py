@@ -190,7 +190,8 @@ def whole_way_table(found: WholeWay) -> str:
         ["encoding alone, one thread", f"{found.encode_s:.2f}"],
         *([f"lost: {name}", f"{seconds:+.2f}"] for name, seconds in found.losses_s.items()),
     ]
-    return table([f"{found.images} photographs, {found.megapixels:.1f} megapixels", "seconds"], rows)
+    head = f"{found.images} photographs, {found.megapixels:.1f} megapixels, T = {found.loops}"
+    return table([head, "seconds"], rows)
 
 
 def bars_table(bars: Sequence[Bar]) -> str:

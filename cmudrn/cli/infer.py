@@ -15,6 +15,7 @@ from cmudrn.cli.infer_options import (
     Batch,
     Format,
     Heatmap,
+    InFlight,
     Loops,
     MaxPixels,
     Out,
@@ -90,6 +91,7 @@ def infer(
     strip: Strip = False,
     provenance: Provenance = False,
     heatmap: Heatmap = False,
+    in_flight: InFlight = None,
     weights: Weights = "default",
     report_to: Report = None,
 ) -> None:
@@ -98,7 +100,7 @@ def infer(
     Sources are never changed. A file that cannot be read is reported at the end and the others are done:
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
     """
-    from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
+    from cmudrn.deploy.job import DEFAULT_IN_FLIGHT_PX, BackendName, BackendOptions, InferJob
     from cmudrn.deploy.keep_options import KeepOptions
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
@@ -143,6 +145,7 @@ def infer(
         encoding=_encoding(quality, png_level),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         keep=KeepOptions(strip=strip, provenance=provenance, heatmap=heatmap),
+        in_flight_px=DEFAULT_IN_FLIGHT_PX if in_flight is None else int(1e6 * in_flight),
         weights=weights,
     )
     _check_report_path(report_to)

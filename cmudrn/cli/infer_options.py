@@ -11,6 +11,7 @@ __all__ = [
     "Batch",
     "Format",
     "Heatmap",
+    "InFlight",
     "Loops",
     "MaxPixels",
     "Out",
@@ -146,6 +147,14 @@ Provenance = Annotated[
 Heatmap = Annotated[
     bool,
     typer.Option("--heatmap", help="Write a map of what was changed beside each: a.jpg, a-heatmap.png."),
+]
+InFlight = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MEGAPIXELS",
+        help="Of all images in memory at once, some 6 bytes a pixel; a larger one goes alone. Default: 64.",
+        show_default=False,
+    ),
 ]
 Report = Annotated[
     str | None,
