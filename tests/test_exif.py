@@ -155,7 +155,7 @@ def test_iptc_goes_between_jpeg_and_tiff_and_the_small_picture_does_not(tmp_path
         with Image.open(tmp_path / name) as opened:
             assert opened.info["photoshop"][1028] == iptc
     with Image.open(tmp_path / "b.tif") as opened:
-        tags = opened.tag_v2  # type: ignore[attr-defined]
+        tags = opened.tag_v2
         assert bytes(tags[34377]) == block_of(1028, iptc) + block_of(1005, bytes(16))
         assert bytes(tags[33723]) == iptc
 
