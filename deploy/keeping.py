@@ -26,12 +26,19 @@ class Keeper:
     def write(self, picture: Picture, before: Pixels | None, target: Path, restored_by: str) -> None:
         """Raises what `write_picture` raises.
 
-        before: the pixels that were, where a map of the changes is wanted. It is written first: where the
-        target is, the map is too.
+        before: the pixels that were, where a map of the changes is wanted. It is written first, and goes
+        again where the target fails: where the one is, the other is too.
         """
-        if before is not None:
-            write_change_map(before, picture, heatmap_beside(target))
-        write_picture(picture, target, self._keeping(restored_by), self._job.encoding)
+        keeping, encoding = self._keeping(restored_by), self._job.encoding
+        if before is None:
+            write_picture(picture, target, keeping, encoding)
+            return
+        write_change_map(before, picture, heatmap_beside(target))
+        try:
+            write_picture(picture, target, keeping, encoding)
+        except BaseException:
+            heatmap_beside(target).unlink(missing_ok=True)
+            raise
 
     def _keeping(self, restored_by: str) -> Keeping:
         keep = self._job.keep

@@ -45,7 +45,7 @@ def exif_block(*, order: str = ">", orientation: int | None = 6, thumbnail: byte
     """From the byte order on, with tags that few programs know, and a note that counts from the start."""
     note = b"MakerNote\0" + bytes(range(90))
     exif = [(MAKER_NOTE, 7, note), (TAKEN, 2, b"2024:02:29 12:34:56\0"), (UNKNOWN, 2, b"nobody knows\0")]
-    gps = [(1, 2, b"N\0"), (2, 5, struct.pack(order + "6I", 52, 1, 31, 1, 123, 10))]
+    gps = [(1, 2, b"N\0"), (2, 5, struct.pack(order + "6I", 52, 1, 31, 1, 12345, 1000))]
     first = [(MAKE, 2, "Kamerá\0".encode()), (TITLE, 1, "Schnee".encode("utf-16le"))]
     if orientation is not None:
         first.append((ORIENTATION, 3, struct.pack(order + "H", orientation)))

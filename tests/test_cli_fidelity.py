@@ -245,6 +245,12 @@ def test_heatmaps_that_would_take_anothers_place_are_refused(tmp_path: Path, oth
     assert not (tmp_path / "out").exists()
 
 
+def test_no_heatmap_stays_of_a_picture_that_was_not_written(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8, 4)).save(tmp_path / "a.png")
+    assert infer(tmp_path / "a.png", "-o", tmp_path / "b.jpg", "--heatmap") == 1  # it has no alpha
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_a_heatmap_that_is_there_already_is_not_replaced(tmp_path: Path) -> None:
     Image.fromarray(noise(8, 8, 3)).save(tmp_path / "a.png")
     (tmp_path / "b-heatmap.png").write_bytes(b"mine")

@@ -186,7 +186,7 @@ def test_one_image_that_fails_is_exit_code_1(photos: Path, capsys: pytest.Captur
         (["photos", "--threads", "0"], "--threads 0"),
         (["photos", "--max-pixels", "0"], "--max-pixels 0"),
         (["photos", "--in-flight", "0"], "--in-flight 0"),
-        (["photos", "--format", "gif"], "--format gif"),
+        (["photos", "--format", "bmp"], "--format bmp"),
         (["photos", "--output", "both"], "--output both"),
         (["photos", "--weights", "none.safetensors"], "none.safetensors: no such weights"),
         (["photos", "--weights", "file.txt"], "file.txt"),

@@ -155,7 +155,7 @@ def test_iptc_goes_between_jpeg_and_tiff_and_the_small_picture_does_not(tmp_path
         with Image.open(tmp_path / name) as opened:
             assert opened.info["photoshop"][1028] == iptc
     with Image.open(tmp_path / "b.tif") as opened:
-        tags = opened.tag_v2  # type: ignore[attr-defined]
+        tags = opened.tag_v2
         assert bytes(tags[34377]) == block_of(1028, iptc) + block_of(1005, bytes(16))
         assert bytes(tags[33723]) == iptc
 
@@ -163,8 +163,18 @@ def test_iptc_goes_between_jpeg_and_tiff_and_the_small_picture_does_not(tmp_path
 def test_a_jpeg_keeps_the_segments_of_its_camera(tmp_path: Path) -> None:
     Image.fromarray(noise(8, 8, 3)).save(tmp_path / "a.jpg", comment=b"a comment")
     content = (tmp_path / "a.jpg").read_bytes()
-    kept = [(0xE1, b"FLIR\0temperatures"), (0xE6, b"GoPro\0motion"), (0xE8, b"isotherms")]
-    dropped = [(0xE2, b"MPF\0other pictures"), (0xEB, b"JP\0\0signature"), (0xE8, b"SPIFF\0")]
+    kept = [
+        (0xE1, b"FLIR\0temperatures"),
+        (0xE6, b"GoPro\0motion"),
+        (0xE8, b"isotherms"),
+        (0xE0, b"II..HEAPJPGM"),
+    ]
+    dropped = [
+        (0xE2, b"MPF\0other pictures"),
+        (0xEB, b"JP\0\0signature"),
+        (0xE8, b"SPIFF\0"),
+        (0xE0, b"JFXX\0small"),
+    ]
     heads = [
         b"\xff" + bytes([marker]) + (len(value) + 2).to_bytes(2, "big") + value
         for marker, value in kept + dropped

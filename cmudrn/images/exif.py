@@ -39,7 +39,7 @@ THUMBNAILS = ((0x0201, 0x0202), (273, 279))  # where it lies and how long it is:
 # Of TIFF's tags those that say how its pixels lie, and what libvips carries itself: XMP, IPTC, ICC and the
 # like. All others, as the camera's name, a map's coordinates or a microscope's notes, go along.
 OF_STORAGE = frozenset(
-    {*range(254, 270), *range(273, 285), *range(288, 292), 292, 293, 296, 297, 301, 317, *range(320, 326)}
+    {*range(254, 267), *range(273, 285), *range(288, 292), 292, 293, 296, 297, 301, 317, *range(320, 326)}
     | {*range(326, 329), 330, *range(332, 335), *range(337, 344), 347, *range(512, 522), 529, 530, 531, 532}
     | {700, 33723, 34377, 34675}
 )

@@ -5,6 +5,7 @@ Reads and lays out; knows four tags that lead to further directories, and nothin
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -108,14 +109,14 @@ def read_directory(
     wanted: of tags whose values are read. A value that lies beyond the file, or of no known kind, is left
     out, for it cannot be carried anywhere. Raises TiffDamaged where the directory itself is not whole.
     """
-    file.seek(offset)
+    _seek(file, offset)
     (count,) = _unpacked(file, form.count)
     if count > MOST_ENTRIES:
         raise TiffDamaged(f"a directory of {count} entries")
     rows = file.read(count * form.entry_bytes)
     if len(rows) < count * form.entry_bytes:
         raise TiffDamaged("a directory beyond the end")
-    next_offset = int.from_bytes(file.read(form.inline_bytes), "little" if form.order == "<" else "big")
+    (next_offset,) = _unpacked(file, form.offset)
     entries: dict[int, Entry] = {}
     children: dict[int, Directory] = {}
     raw: dict[int, bytes] = {}
@@ -203,9 +204,19 @@ def _entry(file: BinaryIO, form: Form, row: bytes, kind: int) -> Entry | None:
         return None
     value = row[-form.inline_bytes :][:size]
     if size > form.inline_bytes:
-        file.seek(struct.unpack(form.offset, row[-form.inline_bytes :])[0])
+        try:
+            _seek(file, struct.unpack(form.offset, row[-form.inline_bytes :])[0])
+        except TiffDamaged:
+            return None
         value = file.read(size)
     return Entry(kind, count, value) if len(value) == size else None
+
+
+def _seek(file: BinaryIO, offset: int) -> None:
+    """Places beyond the end are refused here: the system takes some, and fails at others."""
+    if offset >= file.seek(0, io.SEEK_END):
+        raise TiffDamaged("a place beyond the end")
+    file.seek(offset)
 
 
 def _unpacked(file: BinaryIO, layout: str) -> tuple[int, ...]:
