@@ -29,7 +29,6 @@ TIME_LIMIT_S = 60.0  # for one file, a slow disk included
 TIME_A_MEGAPIXEL_S = 1.0  # and for each megapixel of it, many times what AVIF takes, the slowest
 MEMORY_LIMIT_BYTES = 512 * 2**20  # for one file: metadata, tables, libvips' own
 MEMORY_A_PIXEL_BYTES = 40  # and for each pixel: 16 bits, alpha and a turn take 24, AVIF's planes 30
-PIPE_BYTES = 2**20  # the most that Linux gives without asking; elsewhere a pipe stays as it is
 LAST_WORDS_BYTES = 64 * 2**10
 
 # -I: neither the environment nor the folder we stand in, which may be full of strangers' files, adds modules.
@@ -179,7 +178,6 @@ class _Decoder:
                 stdout=subprocess.PIPE,
                 stderr=theirs,
                 bufsize=0,
-                pipesize=PIPE_BYTES,
                 env={**os.environ, **ONE_THREAD},
             )
         except OSError as exc:
