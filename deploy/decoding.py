@@ -123,10 +123,15 @@ class Decoders(AbstractContextManager["Decoders"]):
         with self._lock:
             if self._closed:
                 raise CancelledError
-            if not self._idle:
-                self._idle.append(_Decoder())
-                self._all.add(self._idle[-1])
-            return self._idle.pop()
+            while self._idle:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
+                    return decoder
+                self._all.discard(decoder)  # killed for want of memory, perhaps: not the next file's fault
+                decoder.close()
+            decoder = _Decoder()
+            self._all.add(decoder)
+            return decoder
 
     def _give_back(self, decoder: _Decoder) -> None:
         with self._lock:
@@ -191,6 +196,10 @@ class _Decoder:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def ask(self, task: Task) -> Reply:
         """Raises _DecoderDied where there is no answer, EnvironmentMissing where there never will be."""

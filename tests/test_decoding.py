@@ -117,6 +117,15 @@ def test_a_crash_costs_the_file_that_was_read(
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_one_that_is_killed_between_two_files_costs_neither(decoders: Decoders, photo: Path) -> None:
+    picture(decoders, photo)
+    (pid,) = decoders.pids
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    picture(decoders, photo)
+    assert pid not in decoders.pids
+
+
 def test_a_run_goes_on_after_a_decoder_has_crashed_in_the_middle_of_a_picture(tmp_path: Path) -> None:
     weights = tmp_path / "random.safetensors"
     save_checkpoint(random_checkpoint(), weights)
