@@ -305,6 +305,8 @@ def test_a_message_that_is_no_text_does_not_become_the_next_files(decoders: Deco
     (case,) = (case for case in CORPUS if case.name == "bytes.avif")
     (tmp_path / case.name).write_bytes(case.make())
     (tmp_path / "cut.jpg").write_bytes(seeds()["plain.jpg"][:300])
+    (tmp_path / "sound.png").write_bytes(seeds()["plain.png"])
+    decoders.header(tmp_path / "sound.png", max_pixels=MAX_PIXELS)
     before = decoders.pids
     for name, said in (
         (case.name, "could not parse"),
