@@ -29,7 +29,6 @@ TIME_LIMIT_S = 60.0  # for one file, a slow disk included
 TIME_A_MEGAPIXEL_S = 1.0  # and for each megapixel of it, many times what AVIF takes, the slowest
 MEMORY_LIMIT_BYTES = 512 * 2**20  # for one file: metadata, tables, libvips' own
 MEMORY_A_PIXEL_BYTES = 40  # and for each pixel: 16 bits, alpha and a turn take 24, AVIF's planes 30
-PIPE_BYTES = 2**20  # the most that Linux gives without asking; elsewhere a pipe stays as it is
 LAST_WORDS_BYTES = 64 * 2**10
 
 # -I: neither the environment nor the folder we stand in, which may be full of strangers' files, adds modules.
@@ -128,10 +127,15 @@ class Decoders(AbstractContextManager["Decoders"]):
         with self._lock:
             if self._closed:
                 raise CancelledError
-            if not self._idle:
-                self._idle.append(_Decoder())
-                self._all.add(self._idle[-1])
-            return self._idle.pop()
+            while self._idle:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
+                    return decoder
+                self._all.discard(decoder)  # killed for want of memory, perhaps: not the next file's fault
+                decoder.close()
+            decoder = _Decoder()
+            self._all.add(decoder)
+            return decoder
 
     def _give_back(self, decoder: _Decoder) -> None:
         with self._lock:
@@ -183,7 +187,6 @@ class _Decoder:
                 stdout=subprocess.PIPE,
                 stderr=theirs,
                 bufsize=0,
-                pipesize=PIPE_BYTES,
                 env={**os.environ, **ONE_THREAD},
             )
         except OSError as exc:
@@ -197,6 +200,10 @@ class _Decoder:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def ask(self, task: Task) -> Reply:
         """Raises _DecoderDied where there is no answer, EnvironmentMissing where there never will be."""

@@ -300,6 +300,23 @@ def test_a_jpeg_of_endless_scans_costs_its_time_and_no_more(
         decoders.picture(tmp_path / "scans.jpg", max_pixels=MAX_PIXELS, pixels=16_000_000)
 
 
+def test_a_message_that_is_no_text_does_not_become_the_next_files(decoders: Decoders, tmp_path: Path) -> None:
+    """pyvips leaves it in libvips, and from then on every message of the process would begin with it."""
+    (case,) = (case for case in CORPUS if case.name == "bytes.avif")
+    (tmp_path / case.name).write_bytes(case.make())
+    (tmp_path / "cut.jpg").write_bytes(seeds()["plain.jpg"][:300])
+    (tmp_path / "sound.png").write_bytes(seeds()["plain.png"])
+    decoders.header(tmp_path / "sound.png", max_pixels=MAX_PIXELS)
+    before = decoders.pids
+    for name, said in (
+        (case.name, "could not parse"),
+        ("cut.jpg", "call jpegload_source; VipsJpeg: premature end"),
+    ):
+        with pytest.raises(ImageError, match=said):
+            decoders.header(tmp_path / name, max_pixels=MAX_PIXELS)
+    assert decoders.pids == before
+
+
 def test_metadata_has_a_limit(decoders: Decoders, tmp_path: Path) -> None:
     text = png_chunk(b"eXIf", b"II*\0\x08\0\0\0".ljust(MAX_METADATA_BYTES + 1))
     (tmp_path / "long.png").write_bytes(png(8, 8, before=[text]))
