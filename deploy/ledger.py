@@ -80,6 +80,9 @@ class Ledger(AbstractContextManager["Ledger"]):
                 self._database.close()
                 self._database = None
                 raise
+        if self.folder is not None:
+            with suppress(OSError):  # it only serves a message
+                self._holder.write_text(f"process {os.getpid()}, since {_now()}", encoding="utf-8")
         return self
 
     def __exit__(
@@ -95,8 +98,9 @@ class Ledger(AbstractContextManager["Ledger"]):
                     )
                 _commit(database)
         finally:
-            if self._session and self.folder is not None:
-                self._holder.unlink(missing_ok=True)
+            if self.folder is not None:
+                with suppress(OSError):
+                    self._holder.unlink()
             with suppress(sqlite3.Error):
                 database.close()
 
@@ -148,9 +152,6 @@ class Ledger(AbstractContextManager["Ledger"]):
             cursor = database.execute("INSERT INTO session (pid, began) VALUES (?, ?)", (os.getpid(), _now()))
             self._session = int(cursor.lastrowid or 0)
             _commit(database)
-        if self.folder is not None:
-            with suppress(OSError):  # it only serves a message
-                self._holder.write_text(f"process {os.getpid()}, since {_now()}", encoding="utf-8")
 
     def planned(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, each with a row before it is handed on, and with what an earlier session made of it."""
