@@ -12,7 +12,9 @@ from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
-__all__ = ["cache_folder", "replacing"]
+__all__ = ["cache_folder", "copy_bytes", "replacing"]
+
+COPY_BYTES = 2**20  # at once
 
 
 def cache_folder() -> Path:
@@ -38,3 +40,12 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_bytes(source: Path, target: Path) -> None:
+    """The same bytes under another name, whole or not at all. Raises OSError."""
+    with source.open("rb") as file, replacing(target, durable=False) as copy:
+        for chunk in iter(partial(file.read, COPY_BYTES), b""):
+            left = memoryview(chunk)
+            while left:  # a file without a buffer may take less than it is given
+                left = left[copy.write(left) :]

@@ -17,6 +17,7 @@ class Status(str, Enum):
     """How one image ended."""
 
     RESTORED = "restored"
+    CLEAN = "clean"  # left alone: the gate found no weather in it
     SKIPPED = "skipped"  # the target was there already
     FAILED = "failed"
 
@@ -34,6 +35,8 @@ class ItemResult:
     decode_s: float = 0.0
     restore_s: float = 0.0
     encode_s: float = 0.0
+    gate_s: float = 0.0
+    confidence: float | None = None  # of the gate, that there is no weather, 0 to 1; None: not asked
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self) | {
@@ -53,6 +56,7 @@ class JobReport:
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     pixels: int = 0  # restored
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
+    gate_s: float = 0.0
     failures: list[ItemResult] = field(default_factory=list)  # the first SHOWN_FAILURES
     items: list[ItemResult] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -64,6 +68,7 @@ class JobReport:
         self.stage_s["decode"] += result.decode_s
         self.stage_s["restore"] += result.restore_s
         self.stage_s["encode"] += result.encode_s
+        self.gate_s += result.gate_s
         if result.status is Status.RESTORED:
             self.pixels += result.height * result.width
         if result.status is Status.FAILED and len(self.failures) < SHOWN_FAILURES:
@@ -78,17 +83,20 @@ class JobReport:
 
     @property
     def images_per_s(self) -> float:
-        return self.counts[Status.RESTORED] / self.seconds if self.seconds else 0.0
+        done = self.counts[Status.RESTORED] + self.counts[Status.CLEAN]
+        return done / self.seconds if self.seconds else 0.0
 
     @property
     def exit_code(self) -> int:
-        """0 where every image is restored or was there already, 1 where one failed."""
+        """0 where every image is restored, left alone or was there already, 1 where one failed."""
         return 1 if self.counts[Status.FAILED] else 0
 
     def summary(self) -> str:
-        """One line: "38 restored, 2 failed in 12.3 s (3.1 images/s)"."""
+        """One line: "38 restored, 12 left alone: no weather, 2 failed in 12.3 s (3.1 images/s)"."""
         rest = [(status, self.counts[status]) for status in (Status.SKIPPED, Status.FAILED)]
         parts = [f"{self.counts[Status.RESTORED]} restored"]
+        if clean := self.counts[Status.CLEAN]:
+            parts.append(f"{clean} left alone: no weather")
         parts += [f"{count} {status.value}" for status, count in rest if count]
         return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_s:.1f} images/s)"
 
@@ -106,6 +114,8 @@ class JobReport:
             "seconds": round(self.seconds, 4),
             "images_per_s": round(self.images_per_s, 4),
             "megapixels": round(self.pixels / 1e6, 4),
-            "stage_seconds": {stage: round(seconds, 4) for stage, seconds in self.stage_s.items()},
+            "stage_seconds": {
+                stage: round(seconds, 4) for stage, seconds in {**self.stage_s, "gate": self.gate_s}.items()
+            },
             "items": [result.to_json() for result in self.items],
         }
