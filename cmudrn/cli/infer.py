@@ -15,6 +15,8 @@ import typer
 from cmudrn.cli.infer_options import (
     Batch,
     Format,
+    GateConfidence,
+    GateOn,
     Loops,
     MaxPixels,
     Out,
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["infer", "register"]
 
 
-
 def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
     app.command("infer")(infer)
@@ -78,6 +79,8 @@ def infer(
     image_format: Format = None,
     max_pixels: MaxPixels = None,
     weights: Weights = "default",
+    gate: GateOn = False,
+    gate_confidence: GateConfidence = None,
     report_to: Report = None,
 ) -> None:
     """Restore photographs taken in rain or snow.
@@ -128,6 +131,8 @@ def infer(
         format=None if image_format is None else one_of(ImageFormat, "--format", image_format),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         weights=weights,
+        gate=gate,
+        gate_confidence=gate_confidence,
     )
     _check_report_path(report_to)
     _note_other_depth(job)
@@ -158,13 +163,15 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
 
 def _run(job: InferJob, report: JobReport) -> None:
     from cmudrn.deploy.backends import Backends
+    from cmudrn.deploy.gate import open_gate
     from cmudrn.deploy.pipeline import restore_images
     from cmudrn.deploy.sources import check_sources, find_items
 
     total = check_sources(job)
     with (
         Backends(job, images=total, on_note=_note) as backends,
-        closing(restore_images(job, find_items(job), backends)) as results,
+        open_gate(job) as gate,
+        closing(restore_images(job, find_items(job), backends, gate)) as results,
     ):
         report.backend = str(backends)
         _note(report.backend)

@@ -10,6 +10,8 @@ import typer
 __all__ = [
     "Batch",
     "Format",
+    "GateConfidence",
+    "GateOn",
     "Loops",
     "MaxPixels",
     "Out",
@@ -103,10 +105,29 @@ MaxPixels = Annotated[
         metavar="N", help="Refuse larger images undecoded. Default: 400,000,000.", show_default=False
     ),
 ]
+GateOn = Annotated[
+    bool,
+    typer.Option(
+        "--gate",
+        help="Leave photographs without weather as they are: copied, and reported as clean.",
+    ),
+]
+GateConfidence = Annotated[
+    float | None,
+    typer.Option(
+        metavar="0..1",
+        help="With --gate: how sure it must be that there is no weather. Default: as fitted with the "
+        "weights.",
+        show_default=False,
+    ),
+]
 Report = Annotated[
     str | None,
     typer.Option(
-        "--report", metavar="FILE|-", help="Write a report there; - is the standard output.", show_default=False
+        "--report",
+        metavar="FILE|-",
+        help="Write a report there; - is the standard output.",
+        show_default=False,
     ),
 ]
 
@@ -119,4 +140,3 @@ ProfileFile = Annotated[
         show_default=False,
     ),
 ]
-
