@@ -1,20 +1,24 @@
 """What `--gate` leaves alone: clean photographs, the protocols, other generators' weather, faint to heavy.
 
     python benchmarks/gate.py --data DATA [--foreign FOREIGN] [--images N] [-o CSV]
+    python benchmarks/gate.py --data DATA --time
 
 DATA holds bsds500/val, photos/val and garg06_streaks, FOREIGN what benchmarks/foreign_weather.py made. No
 image of them was fitted on. Prints a row for each set: its images, the mean PSNR of what is shown, of all
 restored at T = 3 and behind the gate, and the share that the gate leaves alone; below, the area under the
 curve of each weather against bsds500/val as it is. Our own kernels. A row a photograph goes to CSV.
+--time: only the core seconds of looking, beside those of restoring.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +29,7 @@ from numpy.typing import NDArray
 
 from cmudrn.deploy.backends import Backends
 from cmudrn.deploy.gate import Gate, open_gate
-from cmudrn.deploy.job import InferJob
+from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.metrics import CAP_DB, psnr_db
 from cmudrn.train.photos import Camera, read_8_bits, to_pixels, to_scene
@@ -43,6 +47,8 @@ CAMERAS = {
     "clean, JPEG 70": Camera(jpeg_quality=70),
     "clean, dusk": Camera(exposure=0.4),
 }
+SIZES = ((321, 481), (500, 500), (853, 1280), (2000, 3000))
+TIMED = 3
 SEVERITIES = (0.025, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -109,10 +115,15 @@ def foreign(folder: Path, count: int) -> Iterator[Shown]:
             yield Shown(f"foreign {weather}", path.stem, read_8_bits(path), clean)
 
 
+def restored(pixels: Pixels, restorer: Restorer) -> Pixels:
+    (image,) = restore_each([pixels], restorer)
+    return np.asarray(image, np.uint8)
+
+
 def judge(shown: Shown, gate: Gate, restorer: Restorer) -> Judged:
     confidence = gate.confidence(shown.pixels)
-    (restored,) = restore_each([shown.pixels], restorer)
-    before, after = (min(CAP_DB, psnr_db(image, shown.clean)) for image in (shown.pixels, restored))
+    images = shown.pixels, restored(shown.pixels, restorer)
+    before, after = (min(CAP_DB, psnr_db(image, shown.clean)) for image in images)
     return Judged(shown.set, shown.name, confidence, gate.leaves_alone(confidence), before, after)
 
 
@@ -128,13 +139,44 @@ def area(clean: Sequence[Judged], weather: Sequence[Judged]) -> float:
     return float(np.mean(mine[:, None] > others[None]) + np.mean(mine[:, None] == others[None]) / 2)
 
 
+def core_seconds(work: Callable[[], object]) -> float:
+    """The least of TIMED; of all threads, so that what else runs on the machine counts little."""
+    taken = []
+    for _ in range(TIMED):
+        begun = time.process_time()
+        work()
+        taken.append(time.process_time() - begun)
+    return min(taken)
+
+
+def print_times(folder: Path) -> None:
+    """On one thread: one that waits for another would spin, and count."""
+    one_thread = BackendOptions(name=BackendName.NATIVE, threads=1)
+    job = InferJob(sources=(folder,), gate=True, backend=one_thread)
+    with open_gate(job) as gate, Backends(job) as backends:
+        assert gate is not None  # the job has one
+        restorer = backends.restorer_for(np.uint8, 1, 1)
+        for height, width in SIZES:
+            pixels = np.random.default_rng(SEED).integers(0, 255, (height, width, 3), dtype=np.uint8)
+            look_s = core_seconds(partial(gate.confidence, pixels))
+            restore_s = core_seconds(partial(restored, pixels, restorer))
+            print(
+                f"{width}x{height}: looking {look_s:.3f}, restoring {restore_s:.3f}: {look_s / restore_s:.1%}"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--foreign", type=Path)
     parser.add_argument("--images", type=int, default=100, metavar="N", help="of each set, at most")
     parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--time", action="store_true")
     arguments = parser.parse_args()
+    if arguments.time:
+        print(heading())
+        print_times(arguments.data)
+        return
     data, job = EvaluationData(arguments.data), InferJob(sources=(arguments.data,), gate=True)
     sets: dict[str, list[Judged]] = defaultdict(list)
     with ExitStack() as opened:
@@ -149,11 +191,11 @@ def main() -> None:
     print(f"{heading()}\nleft alone from a confidence of {gate.least} on")
     print("set                 images   shown  restored  gated  (of the mean error: restored  gated)  alone")
     for name, judged in sets.items():
-        shown, restored, gated = (
+        before, after, behind = (
             [getattr(one, f"{what}_db") for one in judged] for what in ("shown", "restored", "gated")
         )
-        means = f"{np.mean(shown):6.2f}  {np.mean(restored):8.2f}  {np.mean(gated):5.2f}"
-        pooled = f"{pooled_db(restored):26.2f}  {pooled_db(gated):5.2f}"
+        means = f"{np.mean(before):6.2f}  {np.mean(after):8.2f}  {np.mean(behind):5.2f}"
+        pooled = f"{pooled_db(after):26.2f}  {pooled_db(behind):5.2f}"
         alone = np.mean([one.left_alone for one in judged])
         print(f"{name:18}  {len(judged):6}  {means}  {pooled}  {alone:6.0%}")
     for name, judged in sets.items():
