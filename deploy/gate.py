@@ -24,7 +24,7 @@ from cmudrn.checkpoint import read_checkpoint, resolve_weights
 from cmudrn.deploy.any_size import open_backend
 from cmudrn.deploy.backend import Backend
 from cmudrn.deploy.choice import choose_any_size
-from cmudrn.deploy.job import BackendName, InferJob
+from cmudrn.deploy.job import CPU, BackendName, InferJob
 from cmudrn.engines.plain_json import SHA256, Document
 from cmudrn.engines.spec import EngineSpec, Output, Pixel, Precision, receptive_radius
 from cmudrn.errors import CheckpointError
@@ -152,13 +152,21 @@ def open_gate(job: InferJob) -> Generator[Gate | None, None, None]:
 
 
 def backend_for(job: InferJob, output: Output) -> Backend:
-    """Of one branch's image, to be entered: as told where that takes any size, else the best that does."""
+    """Of one branch's image, to be entered: as told, but on the CPU where engines may restore."""
+    told = job.backend
+    if told.name in (BackendName.AUTO, BackendName.TENSORRT):
+        told = replace(told, name=BackendName.AUTO, devices=(CPU,), engine=None)
     plain = replace(
-        job, loops=LOOPS, output=output, precision=None, tile_px=None, overlap_px=None, layout=None
+        job,
+        loops=LOOPS,
+        output=output,
+        precision=None,
+        tile_px=None,
+        overlap_px=None,
+        layout=None,
+        backend=told,
     )
-    name = job.backend.name
-    if name in (BackendName.AUTO, BackendName.TENSORRT):
-        name = choose_any_size(plain)
+    name = choose_any_size(plain) if told.name is BackendName.AUTO else told.name
     spec = EngineSpec(
         loops=LOOPS,
         height=WINDOW_PX,

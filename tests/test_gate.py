@@ -125,6 +125,13 @@ def test_every_backend_judges_alike(branches: tuple[Backend, Backend]) -> None:
         assert np.allclose(traces(pixels, rain, snow), traces(pixels, *branches), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", [BackendName.AUTO, BackendName.TENSORRT])
+def test_beside_engines_it_looks_on_the_cpu(name: BackendName) -> None:
+    job = InferJob(sources=(ROOT,), backend=BackendOptions(name=name, devices=("0",), threads=1))
+    with backend_for(job, Output.RAIN) as rain:
+        assert "CPU" in rain.label
+
+
 @pytest.mark.parametrize(
     ("height", "width", "count"),
     [

@@ -60,7 +60,7 @@ def shown_of(photo: int, pixels: Pixels, rains: Sequence[Sky]) -> Iterator[Shown
     skies: list[Sky | None] = [
         None,
         None,
-        rains[rng.integers(len(rains))],
+        rains[int(rng.integers(len(rains)))],
         ProceduralRain(),
         ProceduralSnow(),
     ]
