@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,9 @@ from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
-__all__ = ["cache_folder", "replacing"]
+__all__ = ["cache_folder", "copy_bytes", "replacing"]
+
+COPY_BYTES = 2**20  # at once
 
 
 def cache_folder() -> Path:
@@ -38,3 +41,14 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_bytes(source: Path, target: Path, *, mtime_ns: int | None = None) -> None:
+    """The same bytes under another name, whole or not at all, and of that time. Raises OSError."""
+    with source.open("rb") as file, replacing(target, durable=False) as copy:
+        for chunk in iter(partial(file.read, COPY_BYTES), b""):
+            left = memoryview(chunk)
+            while left:  # a file without a buffer may take less than it is given
+                left = left[copy.write(left) :]
+        if mtime_ns is not None:
+            os.utime(copy.name, ns=(time.time_ns(), mtime_ns))

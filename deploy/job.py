@@ -140,6 +140,8 @@ class InferJob:
     in_flight_px: int = DEFAULT_IN_FLIGHT_PX  # of all images held at once; a larger one goes alone
     keep: KeepOptions = field(default_factory=KeepOptions)
     weights: str = "default"  # or a path
+    gate: bool = False  # leave what has no weather as it is
+    gate_confidence: float | None = None  # from which it is left; None: what was fitted with the weights
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -163,6 +165,12 @@ class InferJob:
         need_between(1, None, max_pixels=self.max_pixels, tile=self.tile_px, in_flight=self.in_flight_px)
         need_between(1, MOST_AT_ONCE, batch=self.batch)
         need_between(0, None, overlap=self.overlap_px)
+        if self.gate_confidence is not None and not self.gate:
+            raise UsageError("--gate-confidence without --gate", fix="add --gate")
+        if self.gate_confidence is not None and not 0 < self.gate_confidence < 1:
+            raise UsageError(
+                f"--gate-confidence {self.gate_confidence:g}", fix="give a number between 0 and 1"
+            )
         if self.tile_px is not None and 2 * self.overlap >= self.tile_px:
             raise UsageError(
                 f"--tile {self.tile_px} leaves nothing between overlaps of {self.overlap} pixels",

@@ -10,6 +10,8 @@ import cmudrn
 from cmudrn.checkpoint import read_checkpoint
 from cmudrn.deploy.job import InferJob
 from cmudrn.deploy.keep_options import heatmap_beside
+from cmudrn.files import copy_bytes
+from cmudrn.formats import ImageFormat
 from cmudrn.images import Keeping, Picture, Pixels, Provenance, write_change_map, write_picture
 
 __all__ = ["Keeper"]
@@ -39,6 +41,19 @@ class Keeper:
         except BaseException:
             heatmap_beside(target).unlink(missing_ok=True)
             raise
+
+    def leave(self, picture: Picture, source: Path, target: Path) -> None:
+        """A picture that is not restored: the source's own bytes, unless format or --strip ask for others.
+
+        A map, where one is wanted, shows no change. Raises what `write_picture` raises, and OSError.
+        """
+        strip = self._job.keep.strip
+        if self._job.keep.heatmap:
+            write_change_map(picture.pixels, picture, heatmap_beside(target))
+        if strip or picture.format is not ImageFormat.of(target.suffix):
+            write_picture(picture, target, Keeping(strip=strip), self._job.encoding)
+            return
+        copy_bytes(source, target, mtime_ns=picture.modified_ns)
 
     def _keeping(self, restored_by: str) -> Keeping:
         keep = self._job.keep

@@ -34,7 +34,7 @@ COMMIT_S = 0.25  # what is done again after a kill, at most; a commit takes some
 PLANNED_AT_ONCE = 512  # one wait for the disk
 PLANNED = "planned"  # an item's status until it has ended
 SKIPPED = json.dumps({"status": Status.SKIPPED.value})
-DONE = (Status.RESTORED.value, Status.SKIPPED.value)
+DONE = (Status.RESTORED.value, Status.CLEAN.value, Status.SKIPPED.value)
 
 TABLES = """
 CREATE TABLE run (settings TEXT NOT NULL, existing TEXT NOT NULL, began TEXT NOT NULL);

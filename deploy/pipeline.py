@@ -23,6 +23,7 @@ from typing import TypeVar
 from cmudrn.deploy.backends import Backends, Pick
 from cmudrn.deploy.decoding import Decoders
 from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
+from cmudrn.deploy.gate import Gate
 from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.keeping import Keeper
 from cmudrn.deploy.machine import available_cores
@@ -44,16 +45,17 @@ FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else end
 
 
 def restore_images(
-    job: InferJob, items: Iterable[Item], backends: Backends
+    job: InferJob, items: Iterable[Item], backends: Backends, gate: Gate | None = None
 ) -> Generator[ItemResult, None, None]:
     """Restores the items, yielding each one's result as it ends, in the order they end.
 
+    gate: what says which of them are without weather, opened; these are left alone.
     An image that cannot be read, restored or written is a failed result, and the others go on. Anything
     else is raised here; a full disk as CmudrnError. Closing the iterator early stops and joins all threads:
     the pictures being written by then are finished, those waiting are dropped.
     """
     pending = iter(items)
-    with _Line(job, backends) as line:
+    with _Line(job, backends, gate) as line:
         while line.read_ahead(pending):
             line.wait()
             yield from line.ended()
@@ -74,9 +76,10 @@ class _Loaded:
 class _Line(AbstractContextManager["_Line"]):
     """Two pools with the restoring between them; only the thread that made it calls its public methods."""
 
-    def __init__(self, job: InferJob, backends: Backends) -> None:
+    def __init__(self, job: InferJob, backends: Backends, gate: Gate | None) -> None:
         self.job = job
         self.backends = backends
+        self.gate = gate
         self.keeper = Keeper(job)
         self.budget = _PixelBudget(job.in_flight_px)
         self.decoders = Decoders()
@@ -152,8 +155,10 @@ class _Line(AbstractContextManager["_Line"]):
             step = load.result()
             if isinstance(step, ItemResult):
                 self.refused.append(step)
-                continue
-            self._make_ready(step)
+            elif step.result.status is Status.CLEAN:
+                self.saves.append(self.writers.submit(self._save, step))
+            else:
+                self._make_ready(step)
 
     def _make_ready(self, loaded: _Loaded) -> None:
         try:
@@ -235,17 +240,22 @@ class _Line(AbstractContextManager["_Line"]):
             start = time.perf_counter()
             picture = self.decoders.picture(item.source, max_pixels=self.job.max_pixels, pixels=held_px)
             result = replace(result, read=fingerprint_of(item.source, since=stamp))
+            result = replace(result, decode_s=time.perf_counter() - start)
+            if self.gate is not None:
+                result = _gated(result, picture, self.gate)
         except FAILURES as exc:
             self.budget.give(held_px)
             return _failed(result, exc)
-        result = replace(result, decode_s=time.perf_counter() - start)
         return _Loaded(item=item, picture=picture, result=result)
 
     def _save(self, loaded: _Loaded) -> ItemResult:
         start, target = time.perf_counter(), loaded.item.target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.keeper.write(loaded.picture, loaded.before, target, loaded.result.restored_by)
+            if loaded.result.status is Status.CLEAN:
+                self.keeper.leave(loaded.picture, loaded.item.source, target)
+            else:
+                self.keeper.write(loaded.picture, loaded.before, target, loaded.result.restored_by)
             written = fingerprint_of(target)
         except FAILURES as exc:
             if _disk_full(exc):
@@ -300,6 +310,15 @@ def _parted(futures: list[Future[Ended]]) -> tuple[list[Future[Ended]], list[Fut
     """Those that are done, and the others."""
     done = [future for future in futures if future.done()]
     return done, [future for future in futures if future not in done]
+
+
+def _gated(result: ItemResult, picture: Picture, gate: Gate) -> ItemResult:
+    """With the gate's confidence; clean, if it is to be left alone."""
+    start = time.perf_counter()
+    pages = picture.pixels if picture.pages > 1 else picture.pixels[None]
+    confidence = min(map(gate.confidence, pages))  # one page with weather is enough
+    status = Status.CLEAN if gate.leaves_alone(confidence) else result.status
+    return replace(result, status=status, confidence=confidence, gate_s=time.perf_counter() - start)
 
 
 def _failed(result: ItemResult, error: BaseException) -> ItemResult:

@@ -22,6 +22,7 @@ class Status(str, Enum):
     """How one image ended."""
 
     RESTORED = "restored"
+    CLEAN = "clean"  # left alone: the gate found no weather in it
     SKIPPED = "skipped"  # the target was there already
     FAILED = "failed"
 
@@ -40,6 +41,8 @@ class ItemResult:
     decode_s: float = 0.0
     restore_s: float = 0.0
     encode_s: float = 0.0
+    gate_s: float = 0.0
+    confidence: float | None = None  # of the gate, that there is no weather, 0 to 1; None: not asked
     restored_by: str = ""  # the engine's key, or the backend and its device
     read: Fingerprint | None = None  # the source, as it was decoded
     written: Fingerprint | None = None  # the target
@@ -97,11 +100,12 @@ class JobReport:
 
     backend: str = ""  # what restores, and why, in words
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
-    before: int = 0  # of those restored
+    before: int = 0  # of those restored or left alone
     anew: int = 0  # of those restored or failed
     gone: int = 0  # the run has restored them, and their sources are no longer there
     pixels: int = 0  # restored in this session, as all that follows
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
+    gate_s: float = 0.0
     failures: list[ItemResult] = field(default_factory=list)  # the first that are shown
     redone: list[ItemResult] = field(default_factory=list)  # the same
     started: float = field(default_factory=time.perf_counter)
@@ -111,11 +115,12 @@ class JobReport:
         self.counts[result.status] += 1
         self.seconds = time.perf_counter() - self.started
         if result.before:
-            self.before += result.status is Status.RESTORED
+            self.before += result.status in (Status.RESTORED, Status.CLEAN)
             return
         self.stage_s["decode"] += result.decode_s
         self.stage_s["restore"] += result.restore_s
         self.stage_s["encode"] += result.encode_s
+        self.gate_s += result.gate_s
         if result.status is Status.RESTORED:
             self.pixels += result.pixels
         if result.status is Status.FAILED and len(self.failures) < SHOWN:
@@ -132,20 +137,23 @@ class JobReport:
 
     @property
     def images_per_s(self) -> float:
-        """Of this session."""
-        restored = self.counts[Status.RESTORED] - self.before
-        return restored / self.seconds if self.seconds else 0.0
+        """Of this session, those left alone included."""
+        done = self.counts[Status.RESTORED] + self.counts[Status.CLEAN] - self.before
+        return done / self.seconds if self.seconds else 0.0
 
     @property
     def exit_code(self) -> int:
-        """0 where every image is restored or was there already, 1 where one failed."""
+        """0 where every image is restored, left alone or was there already, 1 where one failed."""
         return 1 if self.counts[Status.FAILED] else 0
 
     def summary(self) -> str:
-        """One line: "38 restored (12 of them before), 2 failed in 12.3 s (3.1 images/s)"."""
+        """One line: "38 restored, 12 left alone: no weather, 2 failed in 12.3 s (3.1 images/s)"."""
         rest = [(status, self.counts[status]) for status in (Status.SKIPPED, Status.FAILED)]
-        before = f" ({self.before} of them before)" if self.before else ""
-        parts = [f"{self.counts[Status.RESTORED]} restored{before}"]
+        parts = [f"{self.counts[Status.RESTORED]} restored"]
+        if clean := self.counts[Status.CLEAN]:
+            parts.append(f"{clean} left alone: no weather")
+        if self.before:
+            parts[-1] += f" ({self.before} {'of both' if clean else 'of them'} before)"
         parts += [f"{count} {status.value}" for status, count in rest if count]
         return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_s:.1f} images/s)"
 
@@ -175,7 +183,9 @@ class JobReport:
             "seconds": round(self.seconds, 4),
             "images_per_s": round(self.images_per_s, 4),
             "megapixels": round(self.pixels / 1e6, 4),
-            "stage_seconds": {stage: round(seconds, 4) for stage, seconds in self.stage_s.items()},
+            "stage_seconds": {
+                stage: round(seconds, 4) for stage, seconds in {**self.stage_s, "gate": self.gate_s}.items()
+            },
         }
 
 

@@ -109,7 +109,7 @@ def left_over(folder: Path) -> list[str]:
 def test_every_image_is_restored_as_by_hand(folder: Path, weights: str) -> None:
     write(folder, 9)
     report = run(folder, weights)
-    assert report.counts == {Status.RESTORED: 9, Status.SKIPPED: 0, Status.FAILED: 0}
+    assert report.counts == {Status.RESTORED: 9, Status.CLEAN: 0, Status.SKIPPED: 0, Status.FAILED: 0}
     assert report.exit_code == 0
     assert report.pixels == 9 * 24 * 30
     for path in folder.iterdir():
@@ -164,7 +164,7 @@ def test_files_that_cannot_be_read_are_reported_and_the_rest_is_done(folder: Pat
     (folder / "gone.webp").symlink_to(folder / "nowhere")
     report = run(folder, weights)
     reasons = {item.source.name: item.reason for item in report.failures}
-    assert report.counts == {Status.RESTORED: 4, Status.SKIPPED: 0, Status.FAILED: 5}
+    assert report.counts == {Status.RESTORED: 4, Status.CLEAN: 0, Status.SKIPPED: 0, Status.FAILED: 5}
     assert report.exit_code == 1
     assert reasons.keys() == {"01.png", "empty.jpg", "text.tif", "pipe.png", "gone.webp"}
     assert "file is empty" in reasons["empty.jpg"]

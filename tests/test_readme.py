@@ -26,6 +26,7 @@ DOCUMENTS = (
             "datasets",
             "engines",
             "evaluation",
+            "gate",
             "gpu",
             "long_runs",
             "measurements",

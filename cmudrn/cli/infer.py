@@ -14,6 +14,8 @@ import typer
 from cmudrn.cli.infer_options import (
     Batch,
     Format,
+    GateConfidence,
+    GateOn,
     Heatmap,
     InFlight,
     Loops,
@@ -93,6 +95,8 @@ def infer(
     heatmap: Heatmap = False,
     in_flight: InFlight = None,
     weights: Weights = "default",
+    gate: GateOn = False,
+    gate_confidence: GateConfidence = None,
     report_to: Report = None,
 ) -> None:
     """Restore photographs taken in rain or snow.
@@ -147,6 +151,8 @@ def infer(
         keep=KeepOptions(strip=strip, provenance=provenance, heatmap=heatmap),
         in_flight_px=DEFAULT_IN_FLIGHT_PX if in_flight is None else int(1e6 * in_flight),
         weights=weights,
+        gate=gate,
+        gate_confidence=gate_confidence,
     )
     _check_report_path(report_to)
     _note_other_depth(job)
@@ -171,16 +177,21 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
 
 def _run(job: InferJob, report: JobReport, report_to: str | None) -> None:
     from cmudrn.deploy.backends import Backends
+    from cmudrn.deploy.gate import open_gate
     from cmudrn.deploy.pipeline import restore_images
     from cmudrn.deploy.run import Run
 
-    with Run(job, on_note=_note) as run, Backends(job, images=run.total, on_note=_note) as backends:
+    with (
+        Run(job, on_note=_note) as run,
+        Backends(job, images=run.total, on_note=_note) as backends,
+        open_gate(job) as gate,
+    ):
         run.begin(backends)
         report.backend = str(backends)
         _note(report.backend)
         try:
             with (
-                closing(restore_images(job, run.items(), backends)) as results,
+                closing(restore_images(job, run.items(), backends, gate)) as results,
                 _progress(run.total, report) as show,
             ):
                 for result in results:

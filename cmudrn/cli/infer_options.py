@@ -10,6 +10,8 @@ import typer
 __all__ = [
     "Batch",
     "Format",
+    "GateConfidence",
+    "GateOn",
     "Heatmap",
     "InFlight",
     "Loops",
@@ -153,6 +155,22 @@ InFlight = Annotated[
     typer.Option(
         metavar="MEGAPIXELS",
         help="Of all images in memory at once, some 6 bytes a pixel; a larger one goes alone. Default: 64.",
+        show_default=False,
+    ),
+]
+GateOn = Annotated[
+    bool,
+    typer.Option(
+        "--gate",
+        help="Leave photographs without weather as they are: copied, and reported as clean.",
+    ),
+]
+GateConfidence = Annotated[
+    float | None,
+    typer.Option(
+        metavar="0..1",
+        help="With --gate: how sure it must be that there is no weather. Default: as fitted with the "
+        "weights.",
         show_default=False,
     ),
 ]
