@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from cmudrn.wording import counted
 
 __all__ = ["ItemResult", "JobReport", "Status"]
 
@@ -34,6 +38,9 @@ class ItemResult:
     decode_s: float = 0.0
     restore_s: float = 0.0
     encode_s: float = 0.0
+    frames: int = 0  # of a clip, restored and written; 0 for a photograph
+    dropped: int = 0  # frames of a camera that nobody had time for
+    frames_by_loops: Mapping[int, int] = field(default_factory=dict)  # of a clip
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self) | {
@@ -52,6 +59,9 @@ class JobReport:
     backend: str = ""  # what restores, and why, in words
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     pixels: int = 0  # restored
+    frames: int = 0  # of clips, those that broke off too
+    dropped: int = 0
+    frames_by_loops: Counter[int] = field(default_factory=Counter)
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
     failures: list[ItemResult] = field(default_factory=list)  # the first SHOWN_FAILURES
     items: list[ItemResult] = field(default_factory=list)
@@ -64,8 +74,11 @@ class JobReport:
         self.stage_s["decode"] += result.decode_s
         self.stage_s["restore"] += result.restore_s
         self.stage_s["encode"] += result.encode_s
-        if result.status is Status.RESTORED:
-            self.pixels += result.height * result.width
+        self.frames += result.frames
+        self.dropped += result.dropped
+        self.frames_by_loops.update(result.frames_by_loops)
+        if result.status is Status.RESTORED or result.frames:
+            self.pixels += result.height * result.width * max(1, result.frames)
         if result.status is Status.FAILED and len(self.failures) < SHOWN_FAILURES:
             self.failures.append(result)
         if self.keep_items:
@@ -90,7 +103,23 @@ class JobReport:
         rest = [(status, self.counts[status]) for status in (Status.SKIPPED, Status.FAILED)]
         parts = [f"{self.counts[Status.RESTORED]} restored"]
         parts += [f"{count} {status.value}" for status, count in rest if count]
-        return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_s:.1f} images/s)"
+        rate = f"{self.images_per_s:.1f} images/s"
+        if self.frames:
+            parts.append(
+                counted(self.frames, "frame") + (f", {self.dropped:,} dropped" if self.dropped else "")
+            )
+            rate = f"{self.frames / self.seconds if self.seconds else 0:.1f} frames/s"
+        return f"{', '.join(parts)} in {self.seconds:.1f} s ({rate})"
+
+    def loop_lines(self) -> list[str]:
+        """A line with the frames of each loop count, where there were several."""
+        if len(self.frames_by_loops) < 2:
+            return []
+        parts = [
+            f"{counted(frames, 'frame')} at T = {loops}"
+            for loops, frames in sorted(self.frames_by_loops.items())
+        ]
+        return [f"loops by load: {', '.join(parts)}"]
 
     def failure_lines(self) -> list[str]:
         """A line for each of the first failures, and one with the count of the rest."""
@@ -107,5 +136,8 @@ class JobReport:
             "images_per_s": round(self.images_per_s, 4),
             "megapixels": round(self.pixels / 1e6, 4),
             "stage_seconds": {stage: round(seconds, 4) for stage, seconds in self.stage_s.items()},
+            "frames": self.frames,
+            "dropped": self.dropped,
+            "frames_by_loops": dict(sorted(self.frames_by_loops.items())),
             "items": [result.to_json() for result in self.items],
         }

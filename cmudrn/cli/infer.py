@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from cmudrn.cli.infer_options import (
     Sources,
     Tile,
 )
+from cmudrn.cli.infer_streams import is_stream, run_stream
 from cmudrn.cli.options import (
     AllowUnverified,
     BackendChoice,
@@ -39,15 +40,30 @@ from cmudrn.cli.options import (
     Weights,
 )
 from cmudrn.cli.values import one_of
+from cmudrn.cli.video_options import (
+    Adaptive,
+    ClipEnd,
+    ClipStart,
+    Codec,
+    Crf,
+    Fps,
+    MinLoops,
+    Preview,
+    RawFormat,
+    RawSize,
+    video_options,
+)
 from cmudrn.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from cmudrn.deploy.job import Existing, InferJob
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.video.options import VideoOptions
 
 __all__ = ["infer", "register"]
-
 
 
 def register(app: typer.Typer) -> None:
@@ -79,8 +95,18 @@ def infer(
     max_pixels: MaxPixels = None,
     weights: Weights = "default",
     report_to: Report = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    start: ClipStart = None,
+    end: ClipEnd = None,
+    preview: Preview = False,
+    fps: Fps = None,
+    adaptive: Adaptive = False,
+    min_loops: MinLoops = 1,
+    raw_size: RawSize = None,
+    raw_format: RawFormat = "rgb24",
 ) -> None:
-    """Restore photographs taken in rain or snow.
+    """Restore photographs and clips taken in rain or snow.
 
     Sources are never changed. A file that cannot be read is reported at the end and the others are done:
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
@@ -103,7 +129,7 @@ def infer(
     if profile is not None:
         way = _by_profile(profile, way, context, weights)
     job = InferJob(
-        sources=tuple(sources),
+        sources=tuple(map(Path, sources)),
         out=out,
         loops=way.loops,
         output=one_of(Output, "--output", output),
@@ -129,11 +155,27 @@ def infer(
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         weights=weights,
     )
+    video = video_options(
+        codec=codec,
+        crf=crf,
+        start=start,
+        end=end,
+        preview=preview,
+        fps=fps,
+        adaptive=adaptive,
+        min_loops=min_loops,
+        raw_size=raw_size,
+        raw_format=raw_format,
+    )
+    video.counts(job.loops)  # refuses what contradicts the job
     _check_report_path(report_to)
     _note_other_depth(job)
     report = JobReport(keep_items=report_to is not None)
     try:
-        _run(job, report)
+        if is_stream(sources):
+            run_stream(job, video, sources[0], report, report_to)
+        else:
+            _run(job, video, report)
     finally:  # also of a job that was broken off: what is written is written
         if report.begun:
             _print_end(report)
@@ -156,22 +198,27 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
     return way
 
 
-def _run(job: InferJob, report: JobReport) -> None:
+def _run(job: InferJob, video: VideoOptions, report: JobReport) -> None:
     from cmudrn.deploy.backends import Backends
-    from cmudrn.deploy.pipeline import restore_images
-    from cmudrn.deploy.sources import check_sources, find_items
+    from cmudrn.deploy.sources import check_sources
+    from cmudrn.deploy.video.depths import MANY
+    from cmudrn.deploy.video.mixed import restore_items
+    from cmudrn.deploy.video.names import is_clip, need_av
 
     total = check_sources(job)
+    clips = [source for source in job.sources if is_clip(source) and source.is_file()]
+    if clips:
+        need_av(str(clips[0]))
     with (
-        Backends(job, images=total, on_note=_note) as backends,
-        closing(restore_images(job, find_items(job), backends)) as results,
+        Backends(job, images=MANY if clips else total, on_note=_note) as backends,
+        _progress(total, report) as show,
+        closing(restore_items(job, video, backends, on_frame=show.frame, on_note=_note)) as results,
     ):
         report.backend = str(backends)
         _note(report.backend)
-        with _progress(total, report) as show:
-            for result in results:
-                report.add(result)
-                show()
+        for result in results:
+            report.add(result)
+            show.item()
 
 
 def _note(line: str) -> None:
@@ -233,18 +280,45 @@ def _print_end(report: JobReport) -> None:
     for line in lines:
         typer.echo(f"  {line}", err=True)
     typer.echo(report.summary(), err=True)
+    for line in report.loop_lines():
+        typer.echo(line, err=True)
+
+
+class _Silent:
+    """No terminal: nothing is shown."""
+
+    def item(self) -> None:
+        """One more is done."""
+
+    def frame(self, clip: Path, done: int, of: int) -> None:
+        """Another frame of a clip is done."""
+
+
+class _Bar(_Silent):
+    """One line with images/s, or a clip's frames, and the time left."""
+
+    def __init__(self, progress: Progress, total: int, report: JobReport) -> None:
+        self._progress, self._report = progress, report
+        self._task = progress.add_task("- images/s", total=total)
+
+    def item(self) -> None:
+        rate = f"{self._report.images_per_s:.1f} images/s"
+        self._progress.update(self._task, advance=1, description=rate)
+
+    def frame(self, clip: Path, done: int, of: int) -> None:
+        about = f" of {of:,}" if of else ""
+        self._progress.update(self._task, description=f"{clip.name}: frame {done:,}{about}")
 
 
 @contextmanager
-def _progress(total: int, report: JobReport) -> Iterator[Callable[[], None]]:
-    """A bar with images/s and the time left, on a terminal only; gives what to call after each image."""
+def _progress(total: int, report: JobReport) -> Iterator[_Silent]:
+    """What to tell of each image and frame; a bar on a terminal only."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield _Silent()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("- images/s", total=total)
-        yield lambda: progress.update(task, advance=1, description=f"{report.images_per_s:.1f} images/s")
+        yield _Bar(progress, total, report)

@@ -25,7 +25,12 @@ __all__ = [
 ]
 
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC", help="Images, and folders with all below them.")
+    list[str],
+    typer.Argument(
+        metavar="SRC",
+        help="Images, clips, folders with all below them; or a camera (/dev/video0, rtsp://...); or - for "
+        "frames on standard input.",
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -106,7 +111,10 @@ MaxPixels = Annotated[
 Report = Annotated[
     str | None,
     typer.Option(
-        "--report", metavar="FILE|-", help="Write a report there; - is the standard output.", show_default=False
+        "--report",
+        metavar="FILE|-",
+        help="Write a report there; - is the standard output.",
+        show_default=False,
     ),
 ]
 
@@ -119,4 +127,3 @@ ProfileFile = Annotated[
         show_default=False,
     ),
 ]
-
