@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from cmudrn.deploy.benchmark.arithmetic import flops
@@ -32,7 +31,6 @@ class LoopController:
         self._roomy = 0  # blocks in a row with room for the next count
         self._patience = PATIENCE
         self._on_trial = False  # the last move was up, and no block has been judged since
-        self.frames: Counter[int] = Counter()  # by loop count
         self.moves = 0
 
     @property
@@ -41,8 +39,7 @@ class LoopController:
         return self._counts[self._at]
 
     def observe(self, loops: int, seconds: float) -> None:
-        """A frame took so long with that many loops; those begun before the last move are only counted."""
-        self.frames[loops] += 1
+        """A frame took so long with that many loops; one begun before the last move says nothing."""
         if len(self._counts) == 1 or loops != self.loops:
             return
         self._some_s.append(seconds)

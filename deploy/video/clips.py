@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from cmudrn.deploy.backends import Backends
@@ -39,6 +40,10 @@ def restore_clips(
     A clip that cannot be read is a failed result, and the others go on. So is one that breaks off: what
     came before is written. Anything else is raised here; a full disk as CmudrnError.
     """
+    if options.codec and find_spec("av"):
+        from cmudrn.deploy.video.encoders import encoder_told
+
+        encoder_told(options.codec)  # refused before the first clip
     with Depths(job, backends, options.counts(job.loops), on_note=on_note) as depths:
         for item in items:
             yield _restored(job, options, item, depths, on_frame, on_note)

@@ -15,7 +15,7 @@ from cmudrn.deploy.video.options import VideoOptions
 from cmudrn.errors import ImageError, UsageError
 from cmudrn.wording import listed
 
-__all__ = ["EncoderPlan", "Look", "container_takes", "plan_encoder"]
+__all__ = ["EncoderPlan", "Look", "container_takes", "encoder_told", "plan_encoder"]
 
 # The encoder of a codec's family, where its name is another one.
 FAMILY: Mapping[str, str] = {
@@ -111,11 +111,11 @@ class EncoderPlan:
 def plan_encoder(look: Look, options: VideoOptions, muxer: str) -> EncoderPlan:
     """The encoder that is told, or one of the source's own family, with a format that loses nothing.
 
-    Raises UsageError where the one that is told isn't there or doesn't fit, ImageError where none does.
+    Raises UsageError where the one that is told isn't there, ImageError where none takes such frames.
     """
     if has_alpha(look.pix_fmt) or VideoFormat(look.pix_fmt).has_palette:
         raise ImageError(f"frames of {look.pix_fmt}, which is not read", fix="convert it to yuv444p or gbrp")
-    encoders = [_told(options.codec)] if options.codec else _usual(look.codec, muxer)
+    encoders = [encoder_told(options.codec)] if options.codec else _usual(look.codec, muxer)
     refusals = []
     for encoder in encoders:
         for pix_fmt in _formats(encoder, look.pix_fmt)[:MOST_TRIES]:
@@ -125,8 +125,7 @@ def plan_encoder(look: Look, options: VideoOptions, muxer: str) -> EncoderPlan:
             refusals.append(f"{encoder} ({pix_fmt}): {why_not}")
         if not refusals:
             refusals.append(f"{encoder} has no pixel format of {depth_of(look.pix_fmt)} bits")
-    kind = UsageError if options.codec else ImageError
-    raise kind(
+    raise ImageError(
         f"{look.width}x{look.height} {look.pix_fmt} into {muxer}: {listed(refusals, between='; ')}",
         fix="give another --codec, such as libx264, libx265 or ffv1, or another container, such as .mkv",
     )
@@ -143,7 +142,8 @@ def container_takes(template: av.stream.Stream, muxer: str) -> bool:
     return True
 
 
-def _told(name: str) -> str:
+def encoder_told(name: str) -> str:
+    """FFmpeg's name of the encoder that `--codec` means. Raises UsageError where there is none."""
     encoder = FAMILY.get(name, name)
     try:
         kind = av.Codec(encoder, "w").type
@@ -172,10 +172,13 @@ def _is_encoder(name: str) -> bool:
 
 
 def _formats(encoder: str, wanted: str) -> list[str]:
-    """Those of an encoder that lose no bits, the nearest first."""
+    """Those of an encoder that lose no bits, the nearest first, of each kind one."""
     offered = av.Codec(encoder, "w").video_formats or []
-    fit = [one.name for one in offered if _loss(one.name, wanted) is not None]
-    return sorted(fit, key=lambda name: _loss(name, wanted) or (0,))
+    losses = {one.name: loss for one in offered if (loss := _loss(one.name, wanted)) is not None}
+    kinds: dict[tuple[int, ...], str] = {}
+    for name in sorted(losses, key=losses.__getitem__):
+        kinds.setdefault(losses[name], name)
+    return list(kinds.values())
 
 
 def _loss(pix_fmt: str, wanted: str) -> tuple[int, ...] | None:
@@ -183,7 +186,7 @@ def _loss(pix_fmt: str, wanted: str) -> tuple[int, ...] | None:
     ours, theirs = VideoFormat(pix_fmt, 64, 64), VideoFormat(wanted, 64, 64)
     if not ours.components or ours.has_palette or has_alpha(pix_fmt):
         return None
-    if depth_of(pix_fmt) < depth_of(wanted):
+    if depth_of(pix_fmt) < depth_of(wanted) or (pix_fmt.startswith("yuvj") and not wanted.startswith("yuvj")):
         return None
     chroma = _chroma(ours) - _chroma(theirs)
     is_grey = len(theirs.components) == 1
@@ -194,7 +197,6 @@ def _loss(pix_fmt: str, wanted: str) -> tuple[int, ...] | None:
         int(ours.is_rgb is not theirs.is_rgb),
         depth_of(pix_fmt) - depth_of(wanted),
         max(chroma, 0),
-        int(pix_fmt.startswith("yuvj") is not wanted.startswith("yuvj")),
     )
 
 
