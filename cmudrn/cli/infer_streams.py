@@ -47,14 +47,14 @@ def run_stream(
     else:
         target = _camera_target(job, video, source)
     with Backends(job, on_note=_note) as backends:
-        report.backend = str(backends)
-        _note(report.backend)
+        _note(str(backends))
         with _frame_counter() as on_frame:
             result = (
                 _from_pipe(job, video, backends, on_frame)
                 if target is None
                 else _from_camera(job, video, source, target, backends, on_frame)
             )
+        report.backend = str(backends)
     report.add(result)
 
 
