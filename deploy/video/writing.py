@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,9 @@ __all__ = ["ClipWriter"]
 
 NEEDED = ("audio", "subtitle")  # a clip without them is another clip; data of cameras is let go, and said so
 OF_THE_FILE = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "duration"})
+PIECE_S = 2  # between key frames where a file must be readable without its end
 # An MP4 that is readable up to where the power went.
+AT_ONCE = {"flush_packets": "1"}
 IN_PIECES = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 
 
@@ -52,6 +55,9 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         source, muxer = self._source, MUXERS[self._target.suffix.lower()]
         look = source.look.doubled(not source.turn.swapped) if self._options.preview else source.look
         plan = plan_encoder(look, self._options, muxer)
+        if self._in_pieces:
+            key_frames = {"g": str(max(1, round(look.rate * PIECE_S)))}
+            plan = replace(plan, options={**plan.options, **key_frames})
         copied = self._copied(muxer)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as taken:
@@ -117,7 +123,9 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
 
     def _muxer_options(self, plan: EncoderPlan, muxer: str) -> dict[str, str]:
         options = plan.muxer_options(muxer)
-        return options | IN_PIECES if self._in_pieces and muxer in ("mp4", "mov") else options
+        if not self._in_pieces:
+            return options
+        return options | AT_ONCE | (IN_PIECES if muxer in ("mp4", "mov") else {})
 
     def _copied(self, muxer: str) -> list[Any]:
         """Streams that the container holds. Raises ImageError for one that would be missed."""
