@@ -73,6 +73,7 @@ def by_hand(pixels: list[NDArray[Any]], backends: Backends) -> list[NDArray[Any]
         ("variable.mkv", {"time_base": MS, "times": [0, 40, 41, 90, 400, 1234]}),
         ("vp9.webm", {"time_base": MS, "codec": "libvpx-vp9"}),
         ("hevc.mp4", {"codec": "libx265", "codec_options": {"x265-params": "log-level=none"}}),
+        ("short.mp4", {"times": 2, "codec": "libx265", "codec_options": {"x265-params": "log-level=none"}}),
         ("mpeg4.avi", {"time_base": Fraction(1, 25), "codec": "mpeg4"}),
         ("stream.ts", {"time_base": Fraction(1, 90_000), "times": [9000 + 3600 * n for n in range(20)]}),
         ("flash.flv", {"time_base": MS, "codec": "flv"}),

@@ -63,7 +63,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
     ) -> None:
         self.source, self.problem = source, ""
         self._max_pixels, self._is_live = max_pixels, is_live
-        self._start_s, self._end_s = Fraction(start_s), None if end_s is None else Fraction(end_s)
+        self._start_s, self._end_s = _exact(start_s), None if end_s is None else _exact(end_s)
         self._shift_s = self._start_s  # what is taken off all times
         self._opening = (container_format, options, timeout_s)
         self._held: list[Beside] = []  # packets before the first frame
@@ -340,6 +340,11 @@ class ClipReader(AbstractContextManager["ClipReader"]):
     def _mark(self, frame: av.VideoFrame) -> Mark:
         assert frame.pts is not None  # mended
         return Mark(frame.pts - self.shifted(self.look.time_base), frame.duration or 0)
+
+
+def _exact(seconds: float) -> Fraction:
+    """As it was written: 0.08 is a little more than two frames of 25 a second else, and cuts one off."""
+    return Fraction(seconds).limit_denominator(MICROSECONDS)
 
 
 def reason_of(error: BaseException) -> str:

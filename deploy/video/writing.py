@@ -25,6 +25,8 @@ __all__ = ["ClipWriter"]
 
 NEEDED = ("audio", "subtitle")  # a clip without them is another clip; data of cameras is let go, and said so
 OF_THE_FILE = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "duration"})
+MOST_REORDERED = 4  # frames that an encoder decodes before one that is shown earlier, at most
+FARTHEST_AHEAD = 1 << 31  # ticks that MP4 holds between decoding a frame and showing it
 PIECE_S = 2  # between key frames where a file must be readable without its end
 # An MP4 that is readable up to where the power went.
 AT_ONCE = {"flush_packets": "1"}
@@ -49,6 +51,7 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
     ) -> None:
         self._target, self._source, self._options = target, source, options
         self._in_pieces, self._on_note = in_pieces, on_note
+        self._last_dts: int | None = None
         self._copies: dict[int, Any] = {}  # streams of the target by the source's index
 
     def __enter__(self) -> ClipWriter:
@@ -96,7 +99,7 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
             frame.pts, frame.time_base = mark.pts, self._plan.look.time_base
             if mark.duration:
                 frame.duration = mark.duration
-            self._container.mux(self._stream.encode(frame))
+            self._mux(self._container, self._stream.encode(frame))
 
     def _ending(self, container: Any) -> Any:
         """What is done with it at the end of the block: the rest is encoded where all went well."""
@@ -114,7 +117,7 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         """What the encoder still holds, and the container's end."""
         try:
             with failing_as_image_error(str(self._target), "write"):
-                container.mux(self._stream.encode(None))
+                self._mux(container, self._stream.encode(None))
                 container.close()
         except ImageError as exc:
             if not self._in_pieces:
@@ -154,6 +157,15 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         container.metadata.update(_kept(source.container.metadata))
         if not self._options.start_s and self._options.end_s is None:
             container.set_chapters(source.container.chapters())
+
+    def _mux(self, container: Any, packets: list[Any]) -> None:
+        for packet in packets:
+            # x265 leaves them unset where a clip has fewer frames than it looks ahead.
+            is_set = packet.dts is not None and 0 <= packet.pts - packet.dts < FARTHEST_AHEAD
+            if not is_set:
+                packet.dts = packet.pts - MOST_REORDERED if self._last_dts is None else self._last_dts + 1
+            self._last_dts = packet.dts
+            container.mux(packet)
 
     def _copy(self, packet: Any) -> None:
         ours = self._copies.get(packet.stream.index)
