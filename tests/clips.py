@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["RGB", "Facts", "facts", "frames_of", "make_clip", "picture"]
 
-RGB = {"codec": "ffv1", "pix_fmt": "bgr0"}  # without loss, and without YUV
+RGB: Mapping[str, Any] = {"codec": "ffv1", "pix_fmt": "bgr0"}  # without loss, and without YUV
 SOUND_RATE = 48_000
 
 
@@ -25,7 +25,7 @@ def picture(number: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]
     base = 110 + 60 * np.sin(rows / 7 + number / 5)[..., None] + 50 * np.cos(columns / 9)[..., None]
     image = np.repeat(base, 3, axis=2) + np.array([0, 8, -8])
     image[:, (3 * number) % width] += 60
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255).astype(np.uint8))
 
 
 def make_clip(
@@ -113,6 +113,7 @@ class Facts:
 
 
 def facts(path: Path) -> Facts:
+    """Of the first video stream, and all others."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         copied: dict[str, list[tuple[float | None, bytes]]] = {}
@@ -131,7 +132,7 @@ def facts(path: Path) -> Facts:
         base = Fraction(stream.time_base or 0)
         duration = container.duration
     first = frames_of(path)[0]
-    matrix: Any = first.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
+    matrix: Any = first.side_data.get(SideData.DISPLAYMATRIX)
     with av.open(str(path)) as container:
         codec = container.streams.video[0].codec_context.codec.canonical_name
     return Facts(
@@ -150,6 +151,7 @@ def facts(path: Path) -> Facts:
     )
 
 
-def frames_of(path: Path) -> list[av.VideoFrame]:
+def frames_of(path: Path) -> list[Any]:
+    """PyAV's, decoded."""
     with av.open(str(path)) as container:
         return list(container.decode(video=0))

@@ -32,6 +32,7 @@ DOCUMENTS = (
             "parity",
             "training",
             "tune",
+            "video",
             "weather",
         )
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_a_part_beyond_the_end_has_no_frames(tmp_path: Path, restore: Any) -> No
 
 
 def test_frames_that_change_their_size_end_the_clip_there(tmp_path: Path, restore: Any) -> None:
-    ts = {"time_base": Fraction(1, 90_000)}
+    ts: dict[str, Any] = {"time_base": Fraction(1, 90_000)}
     one = make_clip(tmp_path / "one.ts", times=[9000 + 3600 * n for n in range(20)], **ts)
     two = make_clip(tmp_path / "two.ts", times=[81_000 + 3600 * n for n in range(20)], size=(96, 128), **ts)
     both = tmp_path / "both.ts"
@@ -250,7 +251,7 @@ def test_a_mistake_in_the_middle_leaves_neither_threads_nor_files(
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         list(restore_clips(job, VideoOptions(preview=True), [item], backends))
     assert list((tmp_path / "out").iterdir()) == []
-    assert not [one for one in line.threading.enumerate() if one.name.startswith("cmudrn-")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("cmudrn-")]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

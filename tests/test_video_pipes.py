@@ -58,7 +58,7 @@ def noise(count: int, height: int = SIZE[0], width: int = SIZE[1]) -> NDArray[np
 
 def by_hand(frames: NDArray[np.uint8], backends: Backends) -> NDArray[np.uint8]:
     restorer = backends.restorer_for(np.uint8, *frames.shape[1:3])
-    return np.stack(list(restore_each(list(frames), restorer)))  # type: ignore[arg-type]
+    return np.stack(list(restore_each(list(frames), restorer)))
 
 
 def y4m(frames: NDArray[np.uint8], pix_fmt: str) -> bytes:

@@ -46,6 +46,9 @@ NEEDS: Mapping[str, Mapping[str, str]] = {
 # Without a CRF: a quantiser of 2 throughout, in the units of libavcodec. They would take 200 kbit/s else.
 BY_QUANTISER = ("mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "msmpeg4", "wmv1", "wmv2", "flv", "h263")
 QUANTISER = {"flags": "+qscale", "global_quality": str(2 * 118)}
+# x264 looks 40 frames ahead, half a gigabyte of 4K; it decides as well by fewer where these are so large.
+USUAL_LOOKAHEAD = 40
+LOOKAHEAD_BYTES = 150_000_000
 MOST_TRIES = 6  # formats of one encoder
 MUXER_OPTIONS: Mapping[str, Mapping[str, str]] = {"mpegts": {"mpegts_copyts": "1"}}
 
@@ -212,10 +215,19 @@ def _plan(encoder: str, pix_fmt: str, look: Look, options: VideoOptions) -> Enco
         told["crf"] = str(USUAL_CRF[encoder])
     elif encoder in BY_QUANTISER:
         told |= QUANTISER
+    if encoder == USUAL and (frames := LOOKAHEAD_BYTES // _frame_bytes(look, pix_fmt)) < USUAL_LOOKAHEAD:
+        told["rc-lookahead"] = str(max(1, frames))
     colour = look.colour
     if VideoFormat(look.pix_fmt).is_rgb and not VideoFormat(pix_fmt).is_rgb:
         colour = colour.for_yuv(look.height, look.width)
     return EncoderPlan(encoder=encoder, pix_fmt=pix_fmt, look=look, options=told, colour=colour)
+
+
+def _frame_bytes(look: Look, pix_fmt: str) -> int:
+    """As the encoder holds it."""
+    form = VideoFormat(pix_fmt, look.width, look.height)
+    samples = sum(component.width * component.height for component in form.components)
+    return int(samples * (1 if depth_of(pix_fmt) == 8 else 2))
 
 
 def _refusal(plan: EncoderPlan, muxer: str) -> str:
