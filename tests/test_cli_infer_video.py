@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_no_half_clip(tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     assert files(tmp_path) == ["a.mp4"]
 

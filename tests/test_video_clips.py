@@ -328,13 +328,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
-    """Peak of a process that restores 20 frames and 200: what is held is bounded by queues."""
+    """Peak of a process that restores 20 frames and 160: what is held is bounded by queues."""
     peaks_kb = {}
-    for count in (20, 200):
+    for count in (20, 160):
         fast = {"preset": "ultrafast"}
-        source = make_clip(tmp_path / "a.mkv", times=count, size=(240, 320), time_base=MS, codec_options=fast)
+        source = make_clip(tmp_path / "a.mkv", times=count, size=(120, 160), time_base=MS, codec_options=fast)
         command = [sys.executable, "-c", PEAK, str(source), str(tmp_path / "out.mkv")]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         peaks_kb[count] = int(done.stdout)
-    more_kb = 180 * 240 * 320 * 3 // 1000
-    assert peaks_kb[200] - peaks_kb[20] < more_kb / 2
+    more_kb = 140 * 120 * 160 * 3 // 1000
+    assert peaks_kb[160] - peaks_kb[20] < more_kb / 2
