@@ -254,6 +254,24 @@ def test_a_mistake_in_the_middle_leaves_neither_threads_nor_files(
     assert not [one for one in threading.enumerate() if one.name.startswith("cmudrn-")]
 
 
+def test_ctrl_c_between_the_starts_of_two_threads_is_ctrl_c(
+    job: InferJob, backends: Backends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name == "cmudrn-write-frames":
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    item = Item(source=make_clip(tmp_path / "a.mp4", times=30), target=tmp_path / "out" / "a.mp4")
+    with pytest.raises(KeyboardInterrupt):
+        list(restore_clips(job, VideoOptions(), [item], backends))
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not [one for one in threading.enumerate() if one.name.startswith("cmudrn-")]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_stops_the_job(
     job: InferJob, backends: Backends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

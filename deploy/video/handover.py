@@ -53,6 +53,11 @@ class Handover(Generic[Thing]):
             self._held_bytes = 0
             self._changed.notify_all()
 
+    @property
+    def is_closed(self) -> bool:
+        """Nobody takes anything any more."""
+        return self._closed
+
     def __iter__(self) -> Iterator[Thing]:
         """All things in order, then the error that ended it, if there was one."""
         while (taken := self._take()) is not None:

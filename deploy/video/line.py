@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,12 +194,15 @@ class _Line:
         self.inbox.close()
         self.outbox.close()
         for thread in self.threads if self.options.joins_reader else self.threads[1:]:
-            thread.join()
+            with suppress(RuntimeError):  # Ctrl-C came before it was started: it finds all closed
+                thread.join()
         if isinstance(self.inbox, DroppingHandover):
             self.passage.dropped = self.inbox.dropped
 
     def _read(self) -> None:
         error: BaseException | None = None
+        if self.inbox.is_closed:
+            return
         try:
             since = time.perf_counter()
             for step in self.steps:
