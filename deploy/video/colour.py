@@ -13,7 +13,7 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.video.format import VideoFormat
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from cmudrn.errors import ImageError
 from cmudrn.images import Pixels
@@ -23,12 +23,9 @@ __all__ = ["Colour", "Converter", "depth_of", "has_alpha"]
 UNSPECIFIED = 2  # of primaries, transfer and matrix, as FFmpeg and H.273 number them
 BT709, BT601 = 1, 6
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273's number: libswscale's
-EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.ACCURATE_RND
-)
+# libswscale's flags, as swscale.h numbers them: PyAV 17 knows them not by name, and takes numbers.
+BICUBIC, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND = 0x4, 0x2000, 0x4000, 0x40000
+EXACT = BICUBIC | FULL_CHR_H_INT | FULL_CHR_H_INP | ACCURATE_RND
 LARGEST_SD = (576, 1024)  # height and width: above, players take frames that say nothing for BT.709
 UINT16_PEAK = 65535
 
