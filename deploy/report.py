@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -41,6 +42,9 @@ class ItemResult:
     decode_s: float = 0.0
     restore_s: float = 0.0
     encode_s: float = 0.0
+    frames: int = 0  # of a clip, restored and written; 0 for a photograph
+    dropped: int = 0  # frames of a camera that nobody had time for
+    frames_by_loops: Mapping[int, int] = field(default_factory=dict)  # of a clip
     gate_s: float = 0.0
     confidence: float | None = None  # of the gate, that there is no weather, 0 to 1; None: not asked
     restored_by: str = ""  # the engine's key, or the backend and its device
@@ -91,6 +95,9 @@ class ItemResult:
         for name in ("read", "written"):
             if told.get(name) is not None:
                 told[name] = Fingerprint.from_json(told[name])
+        # JSON has texts for names.
+        loops = {int(count): frames for count, frames in told.get("frames_by_loops", {}).items()}
+        told["frames_by_loops"] = loops
         return cls(**told | {"source": source, "target": target, "status": Status(values["status"])})
 
 
@@ -104,6 +111,9 @@ class JobReport:
     anew: int = 0  # of those restored or failed
     gone: int = 0  # the run has restored them, and their sources are no longer there
     pixels: int = 0  # restored in this session, as all that follows
+    frames: int = 0  # of clips, those that broke off too
+    dropped: int = 0
+    frames_by_loops: Counter[int] = field(default_factory=Counter)
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
     gate_s: float = 0.0
     failures: list[ItemResult] = field(default_factory=list)  # the first that are shown
@@ -121,8 +131,11 @@ class JobReport:
         self.stage_s["restore"] += result.restore_s
         self.stage_s["encode"] += result.encode_s
         self.gate_s += result.gate_s
-        if result.status is Status.RESTORED:
-            self.pixels += result.pixels
+        self.frames += result.frames
+        self.dropped += result.dropped
+        self.frames_by_loops.update(result.frames_by_loops)
+        if result.status is Status.RESTORED or result.frames:
+            self.pixels += result.pixels * max(1, result.frames)
         if result.status is Status.FAILED and len(self.failures) < SHOWN:
             self.failures.append(result)
         if result.anew:
@@ -155,7 +168,23 @@ class JobReport:
         if self.before:
             parts[-1] += f" ({self.before} {'of both' if clean else 'of them'} before)"
         parts += [f"{count} {status.value}" for status, count in rest if count]
-        return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.images_per_s:.1f} images/s)"
+        rate = f"{self.images_per_s:.1f} images/s"
+        if self.frames:
+            parts.append(
+                counted(self.frames, "frame") + (f", {self.dropped:,} dropped" if self.dropped else "")
+            )
+            rate = f"{self.frames / self.seconds if self.seconds else 0:.1f} frames/s"
+        return f"{', '.join(parts)} in {self.seconds:.1f} s ({rate})"
+
+    def loop_lines(self) -> list[str]:
+        """A line with the frames of each loop count, where there were several."""
+        if len(self.frames_by_loops) < 2:
+            return []
+        parts = [
+            f"{counted(frames, 'frame')} at T = {loops}"
+            for loops, frames in sorted(self.frames_by_loops.items())
+        ]
+        return [f"loops by load: {', '.join(parts)}"]
 
     def failure_lines(self) -> list[str]:
         """A line for each of the first failures, and one with the count of the rest."""
@@ -186,6 +215,9 @@ class JobReport:
             "stage_seconds": {
                 stage: round(seconds, 4) for stage, seconds in {**self.stage_s, "gate": self.gate_s}.items()
             },
+            "frames": self.frames,
+            "dropped": self.dropped,
+            "frames_by_loops": dict(sorted(self.frames_by_loops.items())),
         }
 
 

@@ -38,11 +38,18 @@ class Run(AbstractContextManager["Run"]):
     Entering touches nothing but the folder of the output and the ledger in it, and these only once all is
     known to be well. It raises UsageError for what `check_sources` refuses, for an output that another
     run writes to, and for `--resume` where no run can be gone on with.
-    on_note: gets a line for people.
+    also: what decides about bytes beside the job, by name. on_note: gets a line for people.
     """
 
-    def __init__(self, job: InferJob, *, on_note: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        job: InferJob,
+        *,
+        also: Mapping[str, Any] | None = None,
+        on_note: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.job = job
+        self._also = also or {}
         self.total = 0  # items, once entered
         self._on_note = on_note
         self._taken = ExitStack()
@@ -67,7 +74,7 @@ class Run(AbstractContextManager["Run"]):
 
     def begin(self, backends: Backends) -> None:
         """Once it is known what restores. Raises UsageError where the run to resume was another one's."""
-        now = settings_of(self.job, backends, self._ledger.folder)
+        now = settings_of(self.job, backends, self._ledger.folder, self._also)
         then = self._ledger.settings
         if self.job.existing is Existing.RESUME and then and (differences := _differences(then, now)):
             raise UsageError(
@@ -124,16 +131,18 @@ class Run(AbstractContextManager["Run"]):
         return ledger
 
 
-def settings_of(job: InferJob, backends: Backends, folder: Path | None) -> dict[str, Any]:
+def settings_of(
+    job: InferJob, backends: Backends, folder: Path | None, also: Mapping[str, Any]
+) -> dict[str, Any]:
     """All that decides about a result's bytes beside its source, as plain values, by name.
 
     folder: sources are named from there, so that both may move together.
     """
+    of_job = {one.name: getattr(job, one.name) for one in fields(job) if one.name not in NOT_IN_THE_BYTES}
     told: dict[str, Any] = {}
-    for one in fields(job):
-        if one.name not in NOT_IN_THE_BYTES:
-            value = _plain(getattr(job, one.name))
-            told |= value if isinstance(value, dict) else {one.name: value}
+    for name, one in {**of_job, **also}.items():
+        value = _plain(one)
+        told |= value if isinstance(value, dict) else {name: value}
     choice = backends.choice
     return {
         **told,

@@ -14,6 +14,7 @@ from typing import NoReturn
 from cmudrn.deploy.job import Existing, InferJob
 from cmudrn.deploy.keep_options import HEATMAP_SUFFIX, heatmap_beside
 from cmudrn.deploy.report import ItemResult
+from cmudrn.deploy.video.names import MUXERS, is_clip
 from cmudrn.errors import UsageError
 from cmudrn.formats import READABLE_SUFFIXES, ImageFormat, writable
 from cmudrn.images import is_change_map
@@ -87,7 +88,8 @@ def check_sources(job: InferJob, is_ours: Callable[[Path], bool] = lambda target
                 count += 1
         if count == before:
             raise UsageError(
-                f"{root.source}: no images in it", fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES))}"
+                f"{root.source}: no images in it",
+                fix=f"what is read: {' '.join(sorted(READABLE_SUFFIXES | MUXERS.keys()))}",
             )
     for identity in read & written.keys():
         _refuse_out_in_source(written[identity])
@@ -122,13 +124,14 @@ def _roots(job: InferJob) -> list[_Root]:
     source, out = job.sources[0], job.out
     if source.is_dir():
         return [_Root(source=source, target=out, is_folder=True)]
-    if os.path.isdir(out) or not _names_an_image(out):  # noqa: PTH112 (Path's raises for long names)
+    if os.path.isdir(out) or not _names_a_file(out):  # noqa: PTH112 (Path's raises for long names)
         return [_inside(out, source, job)]
     if job.format and _with_format(out.name, job) != out.name:
         raise UsageError(f"-o {out} contradicts --format {job.format.value}", fix="give one of the two")
-    if not writable(out.suffix):
+    if is_clip(source) is not is_clip(out) or not (is_clip(out) or writable(out.suffix)):
         raise UsageError(
-            f"-o {out}: {out.suffix} is not written", fix="name a .png, .jpg, .tif or .webp file"
+            f"-o {out}: {out.suffix} is not written{' of a clip' if is_clip(source) else ''}",
+            fix=f"name a {'.mp4, .mkv or .mov' if is_clip(source) else '.png, .jpg, .tif or .webp'} file",
         )
     return [_Root(source=source, target=out, is_folder=False)]
 
@@ -154,14 +157,15 @@ def _inside(out: Path, source: Path, job: InferJob) -> _Root:
     )
 
 
-def _names_an_image(out: Path) -> bool:
+def _names_a_file(out: Path) -> bool:
     kind, _ = mimetypes.guess_type(out.name)
-    return out.suffix.lower() in READABLE_SUFFIXES or (kind or "").startswith("image/")
+    is_known = out.suffix.lower() in READABLE_SUFFIXES or is_clip(out)
+    return is_known or (kind or "").startswith(("image/", "video/"))
 
 
 def _with_format(name: str, job: InferJob) -> str:
     suffix = Path(name).suffix
-    if job.format is None or ImageFormat.of(suffix) is job.format:
+    if job.format is None or is_clip(name) or ImageFormat.of(suffix) is job.format:
         return name
     return (name.removesuffix(suffix) if ImageFormat.of(suffix) else name) + job.format.suffix
 
@@ -170,7 +174,8 @@ def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
     """The folder and all below it, depth first; a file is a visit of one item and no folder."""
     if not root.is_folder:
         problem = _problem(root.source)
-        if not problem and root.target.suffix.lower() not in READABLE_SUFFIXES:
+        is_known = is_clip(root.target) or root.target.suffix.lower() in READABLE_SUFFIXES
+        if not problem and not is_known:
             problem = "not an image by its name (to try it all the same, say what to write: --format png)"
         item = Item(source=root.source, target=root.target, problem=problem)
         yield _Visit(identity=None, target=root.target.parent, items=(item,))
@@ -235,7 +240,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _is_image_name(name: str) -> bool:
     """By its suffix; neither what macOS lays beside a file (._a.jpg) nor our own half-written ones."""
     hidden = name.startswith("._") or (name.startswith(".") and ".part" in name)
-    return not hidden and Path(name).suffix.lower() in READABLE_SUFFIXES
+    return not hidden and (Path(name).suffix.lower() in READABLE_SUFFIXES or is_clip(name))
 
 
 def _problem(source: Path) -> str:
@@ -259,7 +264,8 @@ def _heatmap_of(item: Item) -> Item:
 
 def _all_written(item: Item, job: InferJob) -> tuple[Item, ...]:
     """An item, and its map where one is asked for."""
-    return (item, _heatmap_of(item)) if job.keep.heatmap else (item,)
+    has_map = job.keep.heatmap and not is_clip(item.source)
+    return (item, _heatmap_of(item)) if has_map else (item,)
 
 
 def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[Path], bool]) -> None:

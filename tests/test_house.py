@@ -30,6 +30,7 @@ HEAVY = {
     "scipy",
     "PIL",
     "cv2",
+    "av",
 }
 
 

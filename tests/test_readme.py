@@ -34,6 +34,7 @@ DOCUMENTS = (
             "parity",
             "training",
             "tune",
+            "video",
             "weather",
         )
     ),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +33,8 @@ from cmudrn.cli.infer_options import (
     Strip,
     Tile,
 )
+from cmudrn.cli.infer_streams import is_stream, run_stream
+from cmudrn.cli.infer_telling import check_report_path, note, print_end, progress, write_report
 from cmudrn.cli.options import (
     AllowUnverified,
     BackendChoice,
@@ -47,14 +46,26 @@ from cmudrn.cli.options import (
     Weights,
 )
 from cmudrn.cli.values import one_of
+from cmudrn.cli.video_options import (
+    Adaptive,
+    ClipEnd,
+    ClipStart,
+    Codec,
+    Crf,
+    Fps,
+    MinLoops,
+    Preview,
+    RawFormat,
+    RawSize,
+    video_options,
+)
 from cmudrn.errors import UsageError
-from cmudrn.wording import printable
 
 if TYPE_CHECKING:
     from cmudrn.deploy.job import Existing, InferJob
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
-    from cmudrn.deploy.run import Run
+    from cmudrn.deploy.video.options import VideoOptions
     from cmudrn.formats import Encoding
 
 __all__ = ["infer", "register"]
@@ -98,8 +109,18 @@ def infer(
     gate: GateOn = False,
     gate_confidence: GateConfidence = None,
     report_to: Report = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    start: ClipStart = None,
+    end: ClipEnd = None,
+    preview: Preview = False,
+    fps: Fps = None,
+    adaptive: Adaptive = False,
+    min_loops: MinLoops = 1,
+    raw_size: RawSize = None,
+    raw_format: RawFormat = "rgb24",
 ) -> None:
-    """Restore photographs taken in rain or snow.
+    """Restore photographs and clips taken in rain or snow.
 
     Sources are never changed. A file that cannot be read is reported at the end and the others are done:
     exit code 1. Bad options or paths stop everything before the first image: exit code 2.
@@ -123,7 +144,7 @@ def infer(
     if profile is not None:
         way = _by_profile(profile, way, context, weights)
     job = InferJob(
-        sources=tuple(sources),
+        sources=tuple(map(Path, sources)),
         out=out,
         loops=way.loops,
         output=one_of(Output, "--output", output),
@@ -154,10 +175,26 @@ def infer(
         gate=gate,
         gate_confidence=gate_confidence,
     )
-    _check_report_path(report_to)
+    video = video_options(
+        codec=codec,
+        crf=crf,
+        start=start,
+        end=end,
+        preview=preview,
+        fps=fps,
+        adaptive=adaptive,
+        min_loops=min_loops,
+        raw_size=raw_size,
+        raw_format=raw_format,
+    )
+    video.counts(job.loops)  # refuses what contradicts the job
+    check_report_path(report_to)
     _note_other_depth(job)
     report = JobReport()
-    _run(job, report, report_to)
+    if is_stream(sources):
+        run_stream(job, video, sources[0], report, report_to)
+    else:
+        _run(job, video, report, report_to)
     raise typer.Exit(report.exit_code)
 
 
@@ -171,42 +208,45 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
     told = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     way, notes = way_by_profile(read_profile(path), options, told, weights=weights)
     for line in notes:
-        _note(f"note: {line}")
+        note(f"note: {line}")
     return way
 
 
-def _run(job: InferJob, report: JobReport, report_to: str | None) -> None:
+def _run(job: InferJob, video: VideoOptions, report: JobReport, report_to: str | None) -> None:
     from cmudrn.deploy.backends import Backends
     from cmudrn.deploy.gate import open_gate
-    from cmudrn.deploy.pipeline import restore_images
     from cmudrn.deploy.run import Run
+    from cmudrn.deploy.video.depths import MANY
+    from cmudrn.deploy.video.mixed import restore_items
+    from cmudrn.deploy.video.names import is_clip, need_av
 
+    clips = [source for source in job.sources if is_clip(source) and source.is_file()]
+    if clips:
+        need_av(str(clips[0]))
     with (
-        Run(job, on_note=_note) as run,
-        Backends(job, images=run.total, on_note=_note) as backends,
+        Run(job, also={"video": video}, on_note=note) as run,
+        Backends(job, images=MANY if clips else run.total, on_note=note) as backends,
         open_gate(job) as gate,
     ):
         run.begin(backends)
         report.backend = str(backends)
-        _note(report.backend)
+        note(report.backend)
         try:
             with (
-                closing(restore_images(job, run.items(), backends, gate)) as results,
-                _progress(run.total, report) as show,
+                progress(run.total, report) as show,
+                closing(
+                    restore_items(job, video, run.items(), backends, gate, on_frame=show.frame, on_note=note)
+                ) as results,
             ):
                 for result in results:
                     run.record(result)
                     report.add(result)
-                    show()
+                    show.item()
             report.gone = run.gone()
         finally:  # also of a job that was broken off: what is written is written
-            _print_end(report)
+            print_end(report)
             if report_to is not None:
-                _write_report(report, job, run, report_to)
-
-
-def _note(line: str) -> None:
-    typer.echo(printable(line), err=True)
+                write_report(report, job, run.results(), report_to)
 
 
 def _existing(overwrite: bool, skip_existing: bool, resume: bool) -> Existing:
@@ -237,66 +277,4 @@ def _note_other_depth(job: InferJob) -> None:
     depths = read_checkpoint(job.weights).depths
     if job.loops not in depths:
         trained = ",".join(map(str, depths))
-        typer.echo(
-            f"note: these weights were trained with --loops {trained}, and restore worse at {job.loops}",
-            err=True,
-        )
-
-
-def _check_report_path(report_to: str | None) -> None:
-    """A report that could not be written is found out before the first image, not after the last."""
-    if report_to in (None, "-"):
-        return
-    path = Path(str(report_to))
-    if (
-        path.is_dir()
-        or not path.parent.is_dir()
-        or not os.access(path if path.exists() else path.parent, os.W_OK)
-    ):
-        raise UsageError(
-            f"--report {path}: cannot be written", fix="name a file in a folder that is there, or -"
-        )
-
-
-def _write_report(report: JobReport, job: InferJob, run: Run, report_to: str) -> None:
-    """The items come from the ledger one by one: a hundred thousand of them need not fit into memory."""
-    from cmudrn.checkpoint import read_checkpoint
-    from cmudrn.deploy.report import report_lines
-
-    sha256 = read_checkpoint(job.weights).sha256
-    settings = {
-        **{"loops": job.loops, "output": job.output.value},
-        **{"weights": job.weights, "weights_sha256": sha256},
-    }
-    items = ({**result.to_json(), "weights_sha256": sha256} for result in run.results())
-    with ExitStack() as taken:
-        file = sys.stdout if report_to == "-" else taken.enter_context(open(report_to, "w", encoding="utf-8"))  # noqa: PTH123
-        for line in report_lines({"settings": settings, **report.to_json()}, items):
-            file.write(line)
-
-
-def _print_end(report: JobReport) -> None:
-    """To the standard error, as all that is said here: the standard output is the report's."""
-    for what, lines in (("Done anew:", report.redone_lines()), ("Not restored:", report.failure_lines())):
-        if lines:
-            _note(what)
-        for line in lines:
-            _note(f"  {line}")
-    if report.gone:
-        _note(report.gone_line())
-    _note(report.summary())
-
-
-@contextmanager
-def _progress(total: int, report: JobReport) -> Iterator[Callable[[], None]]:
-    """A bar with images/s and the time left, on a terminal only; gives what to call after each image."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("- images/s", total=total)
-        yield lambda: progress.update(task, advance=1, description=f"{report.images_per_s:.1f} images/s")
+        note(f"note: these weights were trained with --loops {trained}, and restore worse at {job.loops}")

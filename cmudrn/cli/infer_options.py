@@ -34,7 +34,12 @@ __all__ = [
 ]
 
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC", help="Images, and folders with all below them.")
+    list[str],
+    typer.Argument(
+        metavar="SRC",
+        help="Images, clips, folders with all below them; or a camera (/dev/video0, rtsp://...); or - for "
+        "frames on standard input.",
+    ),
 ]
 Out = Annotated[
     Path | None,

@@ -1,0 +1,1 @@
+"""Clips, streams of frames and cameras: the same network, frame by frame."""
