@@ -219,6 +219,11 @@ def test_provenance_is_refused_where_nothing_holds_it(tmp_path: Path) -> None:
     assert infer(tmp_path / "a.gif", "-o", tmp_path / "b.webp", "--provenance") == 0
 
 
+def shown(folder: Path) -> list[str]:
+    """What is not hidden, as the run's ledger is."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def test_a_heatmap_stands_beside_each_target_and_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "in" / "a.png")
@@ -227,13 +232,13 @@ def test_a_heatmap_stands_beside_each_target_and_is_no_source(tmp_path: Path) ->
     )  # a photograph, by chance
     assert infer(tmp_path / "in", "-o", tmp_path / "out", "--heatmap") == 0
     names = ["a-heatmap.png", "a.png", "b-heatmap-heatmap.png", "b-heatmap.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert shown(tmp_path / "out") == names
     before, after = (np.asarray(Image.open(tmp_path / side / "a.png"), int) for side in ("in", "out"))
     with Image.open(tmp_path / "out" / "a-heatmap.png") as opened:
         assert opened.mode == "P"
         assert np.array_equal(np.asarray(opened), np.abs(before - after).max(axis=2))
     assert infer(tmp_path / "out", "-o", tmp_path / "again") == 0
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["a.png", "b-heatmap.png"]
+    assert shown(tmp_path / "again") == ["a.png", "b-heatmap.png"]
 
 
 @pytest.mark.parametrize("other", ["a.webp", "a-heatmap.png"])

@@ -318,10 +318,10 @@ def killed_at(step: str, *options: str) -> None:
 import os, signal, sys
 from pathlib import Path
 from cmudrn.cli.app import main
-from cmudrn.deploy import ledger, pipeline
+from cmudrn.deploy import decoding, ledger
 ledger.PLANNED_AT_ONCE = 2
 place, name, count = dict(
-    plan=(pipeline, "read_header", 0), replace=(Path, "replace", 3), record=(ledger.Ledger, "record", 3)
+    plan=(decoding.Decoders, "header", 0), replace=(Path, "replace", 3), record=(ledger.Ledger, "record", 3)
 )[{step!r}]
 usual, calls = getattr(place, name), iter(range(100))
 def killed(*given, **options):

@@ -269,7 +269,7 @@ def test_readers_and_writers_are_as_many_as_the_cores(
     monkeypatch.setattr(pipeline, "available_cores", lambda: cores)
     write(folder, 1)
     job = job_of(folder, weights)
-    with Backends(job) as backends, pipeline._Line(job, backends) as line:
+    with Backends(job) as backends, pipeline._Line(job, backends, None) as line:
         assert line.readers._max_workers == line.writers._max_workers == threads
         assert threads < line.ahead == line.behind  # none is idle while the caller looks after the others
 

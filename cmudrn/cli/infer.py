@@ -224,9 +224,9 @@ def _run(job: InferJob, video: VideoOptions, report: JobReport, report_to: str |
     if clips:
         need_av(str(clips[0]))
     with (
+        open_gate(job) as gate,
         Run(job, also={"video": video}, on_note=note) as run,
         Backends(job, images=MANY if clips else run.total, on_note=note) as backends,
-        open_gate(job) as gate,
     ):
         run.begin(backends)
         report.backend = str(backends)
