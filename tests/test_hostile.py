@@ -25,7 +25,8 @@ from hostile.table import table
 from cmudrn.deploy import decoding
 from cmudrn.deploy.decoding import Decoders
 from cmudrn.errors import ImageError
-from cmudrn.images import MAX_METADATA_BYTES, read_picture
+from cmudrn.images import read_picture
+from cmudrn.images.reading import MAX_METADATA_BYTES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux counts it")
 COMMAND = [sys.executable, "-m", "cmudrn", "infer", "--loops", "1", "--max-pixels", str(MAX_PIXELS)]
