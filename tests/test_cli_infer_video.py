@@ -48,7 +48,8 @@ def infer(*arguments: str | Path) -> int:
 
 
 def files(path: Path) -> list[str]:
-    return sorted(str(one.relative_to(path)) for one in path.rglob("*") if one.is_file())
+    """But for the run's ledger."""
+    return sorted(str(one.relative_to(path)) for one in path.rglob("[!.]*") if one.is_file())
 
 
 def test_a_folder_may_mix_photographs_and_clips(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

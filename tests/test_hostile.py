@@ -147,7 +147,7 @@ def test_a_folder_of_them_costs_none_of_the_good_files_beside_them(folder: Path)
     for case in CORPUS:
         assert re.search(case.says or "^$", reasons.get(case.name, "")), (case.name, reasons.get(case.name))
     assert all(reason and "\n" not in reason for reason in reasons.values())
-    written = {path.name for path in (folder / "out").iterdir()}
+    written = set(shown(folder / "out"))
     assert written == {path.name for path in (folder / "in").iterdir()} - reasons.keys()
     assert {f"good-{name}" for name in GOOD} <= written
     assert needs_no_terminal(run.said)
@@ -190,16 +190,15 @@ def test_names_are_names_and_nothing_else(tmp_path: Path, content: bytes) -> Non
     there = sorted(os.listdir(tmp_path / "in"))  # noqa: PTH208
     if content != b"no image":
         assert run.exit_code == 0, run.said
-        assert sorted(os.listdir(tmp_path / "out")) == there  # noqa: PTH208
+        assert shown(tmp_path / "out") == there
     else:
         assert run.exit_code == 1
         assert sorted(Path(item["source"]).name for item in run.report["items"]) == there
         lines = run.said.decode().splitlines()
         assert sum("not an image" in line for line in lines) == min(20, len(NAMES))
+        assert shown(tmp_path / "out") == []
     assert needs_no_terminal(run.said)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".json") == (
-        ["in", "out", "said"] if content != b"no image" else ["in", "said"]
-    )
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".json") == ["in", "out", "said"]
 
 
 def test_names_are_taken_as_they_are_on_the_command_line(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_names_are_taken_as_they_are_on_the_command_line(tmp_path: Path) -> None
         (tmp_path / os.fsdecode(name)).write_bytes(seeds()["plain.png"])
     run = infer(tmp_path, "-o", "out", "--", *names)
     assert run.exit_code == 0, run.said
-    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(names)  # noqa: PTH208
+    assert shown(tmp_path / "out") == sorted(map(os.fsdecode, names))
     missing = infer(tmp_path, "-o", "out", "--", b"\x1b[2J\n\xff")
     assert missing.exit_code == 2
     assert missing.said.startswith(rb"cmudrn: \x1b[2J\n\udcff: No such file")
@@ -220,7 +219,7 @@ def test_a_name_that_would_become_too_long_costs_itself_alone(folder: Path) -> N
     run = infer(folder, "in", "-o", "out", "--format", "webp")
     assert run.exit_code == 1
     assert run.reasons() == {f"{'x' * 251}.png": "its new name would have more than 255 bytes"}
-    assert len(list((folder / "out").iterdir())) == len(GOOD)
+    assert len(shown(folder / "out")) == len(GOOD)
 
 
 def test_what_only_looks_like_an_image_is_not_opened(folder: Path) -> None:
@@ -239,9 +238,7 @@ def test_what_only_looks_like_an_image_is_not_opened(folder: Path) -> None:
         assert reasons.pop(name) == "not a regular file"
     assert reasons.keys() == {"terminal.jpg", "loop.png", "gone.png"}
     assert all(reasons.values())
-    assert {path.name for path in (folder / "out").iterdir()} == {f"good-{name}" for name in GOOD} | {
-        "linked.png"
-    }
+    assert shown(folder / "out") == sorted([*(f"good-{name}" for name in GOOD), "linked.png"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -267,16 +264,21 @@ def test_files_that_change_under_the_run_are_restored_whole_or_said_to_have_fail
     assert len(run.report["items"]) == len(photos)
     assert run.report["restored"] + run.report["failed"] == len(photos)
     assert b"Traceback" not in run.said
-    written = list((tmp_path / "out").iterdir())
+    written = shown(tmp_path / "out")
     assert len(written) == run.report["restored"]
-    for path in written:
-        read_picture(path)
+    for name in written:
+        read_picture(tmp_path / "out" / name)
+
+
+def shown(folder: Path) -> list[str]:
+    """What is not hidden, as the run's ledger is."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".cmudrn-run"))  # noqa: PTH208
 
 
 def disturb(photos: list[Path], out: Path) -> None:
     """From the first result on, last file first: gone, cut, grown, another picture, rubbish."""
     deadline = time.monotonic() + 60
-    while not out.exists() and time.monotonic() < deadline:
+    while not (out.exists() and shown(out)) and time.monotonic() < deadline:
         time.sleep(0.001)
     for number, photo in enumerate(reversed(photos)):
         if number % 5 == 0:

@@ -179,9 +179,9 @@ def _bombs() -> Iterator[Case]:
     yield Case(
         "long-text.png",
         "png with 60 MB of XMP",
-        RESTORED,
+        "MiB of metadata",
         lambda: png(16, 16, before=[_text(XMP.ljust(60 * MIB), packed=False)]),
-        100,
+        130,
     )
     yield Case("long-xmp.webp", "webp with 60 MB of XMP", "metadata", _long_webp, 300)
     yield Case(
@@ -287,7 +287,7 @@ def _others() -> Iterator[Case]:
         "cannot read",
         lambda: riff((b"VP8 ", bytes(64)), length=2**32 - 1),
     )
-    yield Case("frames.webp", "webp of 5,000 frames", "pages|cannot read", lambda: _animation(5000))
+    yield Case("frames.webp", "webp of 5,000 frames", RESTORED, lambda: _animation(5000))
     yield Case(
         "bytes.avif",
         "avif whose message of error is no text, and would steer a terminal",

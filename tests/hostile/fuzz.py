@@ -106,7 +106,7 @@ def _read_and_write(path: Path) -> Ending:
     except ImageError:
         return Ending(what=REFUSED, peak_mib=_peak_mib())
     # In its own format, but for AVIF, which takes a hundred times as long.
-    image_format = ImageFormat.JPEG if picture.format in SLOW_FORMATS else picture.format
+    image_format = ImageFormat.PNG if picture.format in SLOW_FORMATS else picture.format
     target = path.with_name(f"{path.stem}-written{image_format.suffix}")
     try:
         with _files_allowed():
