@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import time
@@ -13,7 +14,9 @@ from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
-__all__ = ["cache_folder", "copy_bytes", "replacing"]
+from cmudrn.errors import ImageError
+
+__all__ = ["cache_folder", "copy_bytes", "replacing", "write_all"]
 
 COPY_BYTES = 2**20  # at once
 
@@ -43,12 +46,26 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
-def copy_bytes(source: Path, target: Path, *, mtime_ns: int | None = None) -> None:
-    """The same bytes under another name, whole or not at all, and of that time. Raises OSError."""
+def write_all(file: BinaryIO, content: bytes) -> None:
+    """To a file without a buffer, which may take less than it is given. Raises OSError."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+
+
+def copy_bytes(source: Path, target: Path, *, sha256: str, mtime_ns: int | None = None) -> None:
+    """The same bytes under another name, whole or not at all, and of that time.
+
+    Raises OSError, and ImageError where they have another hash by now.
+    """
+    digest = hashlib.sha256()
     with source.open("rb") as file, replacing(target, durable=False) as copy:
         for chunk in iter(partial(file.read, COPY_BYTES), b""):
-            left = memoryview(chunk)
-            while left:  # a file without a buffer may take less than it is given
-                left = left[copy.write(left) :]
+            digest.update(chunk)
+            write_all(copy, chunk)
+        if digest.hexdigest() != sha256:
+            raise ImageError(
+                f"{source}: changed while it was read", fix="--resume restores it once nobody writes to it"
+            )
         if mtime_ns is not None:
             os.utime(copy.name, ns=(time.time_ns(), mtime_ns))

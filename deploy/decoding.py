@@ -62,7 +62,7 @@ class Decoders(AbstractContextManager["Decoders"]):
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._closed = False
         self._idle = [_Decoder()]
         self._all = set(self._idle)
@@ -110,6 +110,7 @@ class Decoders(AbstractContextManager["Decoders"]):
         """Ends all processes, also in the middle of a file."""
         with self._lock:
             self._closed = True
+            self._lock.notify_all()
             idle, self._idle = self._idle, []
             asked, self._all = self._all - set(idle), set()
         for decoder in asked:
@@ -125,22 +126,29 @@ class Decoders(AbstractContextManager["Decoders"]):
 
     def _take(self) -> _Decoder:
         with self._lock:
-            if self._closed:
-                raise CancelledError
-            while self._idle:
-                decoder = self._idle.pop()
-                if decoder.is_alive:
+            while not self._closed:
+                while self._idle:
+                    decoder = self._idle.pop()
+                    if decoder.is_alive:
+                        return decoder
+                    self._all.discard(decoder)  # killed for want of memory: no file's fault
+                    decoder.close()
+                try:
+                    decoder = _Decoder()
+                except EnvironmentMissing:
+                    if not self._all:
+                        raise
+                    self._lock.wait()  # no room for another one now: those that are there go on
+                else:
+                    self._all.add(decoder)
                     return decoder
-                self._all.discard(decoder)  # killed for want of memory, perhaps: not the next file's fault
-                decoder.close()
-            decoder = _Decoder()
-            self._all.add(decoder)
-            return decoder
+            raise CancelledError
 
     def _give_back(self, decoder: _Decoder) -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(decoder)
+                self._lock.notify()
                 return
         decoder.close()
 
@@ -148,6 +156,7 @@ class Decoders(AbstractContextManager["Decoders"]):
         decoder.close()
         with self._lock:
             self._all.discard(decoder)
+            self._lock.notify()
 
 
 class _DecoderDied(Exception):
@@ -176,7 +185,10 @@ class _Decoder:
 
     def __init__(self) -> None:
         self._greeted = False
-        said, theirs = os.pipe()
+        try:
+            said, theirs = os.pipe()
+        except OSError as exc:
+            raise EnvironmentMissing(f"no pipe to decode by: {exc.strerror}", fix=NEEDS_PROCESS) from exc
         self._said = os.fdopen(said, "rb", buffering=0)
         if os.name == "posix":
             os.set_blocking(said, False)

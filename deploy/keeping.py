@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cmudrn.deploy.job import InferJob
 from cmudrn.deploy.keep_options import heatmap_beside
 from cmudrn.files import copy_bytes
 from cmudrn.formats import ImageFormat
-from cmudrn.images import Keeping, Picture, Pixels, Provenance, write_change_map, write_picture
+from cmudrn.images import Keeping, Picture, Pixels, Provenance, drawing_change_map, need_room, write_picture
 
 __all__ = ["Keeper"]
 
@@ -25,35 +26,30 @@ class Keeper:
         # Once for a job; the files on the disk may change while it runs, what restores does not.
         self._weights_sha256 = read_checkpoint(job.weights).sha256 if job.keep.provenance else ""
 
+    def need_room(self, picture: Picture, target: Path) -> None:
+        """Raises ImageError for what the target's format cannot hold: before it is restored for nothing."""
+        need_room(picture, target, self._keeping(""))
+
     def write(self, picture: Picture, before: Pixels | None, target: Path, restored_by: str) -> None:
         """Raises what `write_picture` raises.
 
-        before: the pixels that were, where a map of the changes is wanted. It is written first, and goes
-        again where the target fails: where the one is, the other is too.
+        before: the pixels that were, where a map of the changes is wanted: both get their names, or neither.
         """
-        keeping, encoding = self._keeping(restored_by), self._job.encoding
-        if before is None:
-            write_picture(picture, target, keeping, encoding)
-            return
-        write_change_map(before, picture, heatmap_beside(target))
-        try:
-            write_picture(picture, target, keeping, encoding)
-        except BaseException:
-            heatmap_beside(target).unlink(missing_ok=True)
-            raise
+        with _map_beside(target, before, picture):
+            write_picture(picture, target, self._keeping(restored_by), self._job.encoding)
 
-    def leave(self, picture: Picture, source: Path, target: Path) -> None:
+    def leave(self, picture: Picture, source: Path, target: Path, sha256: str) -> None:
         """A picture that is not restored: the source's own bytes, unless format or --strip ask for others.
 
-        A map, where one is wanted, shows no change. Raises what `write_picture` raises, and OSError.
+        A map, where one is wanted, shows no change. sha256: of the source when it was decoded. Raises what
+        `write_picture` raises, OSError, and ImageError for a source that has changed since.
         """
         strip = self._job.keep.strip
-        if self._job.keep.heatmap:
-            write_change_map(picture.pixels, picture, heatmap_beside(target))
-        if strip or picture.format is not ImageFormat.of(target.suffix):
-            write_picture(picture, target, Keeping(strip=strip), self._job.encoding)
-            return
-        copy_bytes(source, target, mtime_ns=picture.modified_ns)
+        with _map_beside(target, picture.pixels if self._job.keep.heatmap else None, picture):
+            if strip or picture.format is not ImageFormat.of(target.suffix):
+                write_picture(picture, target, Keeping(strip=strip), self._job.encoding)
+            else:
+                copy_bytes(source, target, sha256=sha256, mtime_ns=picture.modified_ns)
 
     def _keeping(self, restored_by: str) -> Keeping:
         keep = self._job.keep
@@ -69,6 +65,10 @@ class Keeper:
             date=_now(),
         )
         return Keeping(strip=keep.strip, provenance=provenance)
+
+
+def _map_beside(target: Path, before: Pixels | None, after: Picture) -> AbstractContextManager[None]:
+    return nullcontext() if before is None else drawing_change_map(before, after, heatmap_beside(target))
 
 
 def _now() -> datetime:

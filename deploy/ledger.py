@@ -44,7 +44,7 @@ CREATE TABLE item (
     source BLOB NOT NULL,        -- as it was given to the last session
     place INTEGER NOT NULL,      -- in the order of the sources
     session INTEGER NOT NULL,    -- the last one that came upon it
-    status TEXT NOT NULL,        -- planned, restored, skipped or failed
+    status TEXT NOT NULL,        -- planned, restored, clean, skipped or failed
     result TEXT                  -- what became of it, as JSON
 );
 """
@@ -204,13 +204,13 @@ class Ledger(AbstractContextManager["Ledger"]):
                 )
 
     def gone(self) -> int:
-        """How many were restored whose sources this session did not come upon."""
+        """How many were restored, or left alone, whose sources this session did not come upon."""
         with self._failing():
             (count,) = (
                 self._opened()
                 .execute(
-                    "SELECT count(*) FROM item WHERE session != ? AND status = ?",
-                    (self._session, Status.RESTORED.value),
+                    "SELECT count(*) FROM item WHERE session != ? AND status IN (?, ?)",
+                    (self._session, Status.RESTORED.value, Status.CLEAN.value),
                 )
                 .fetchone()
             )

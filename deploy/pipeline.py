@@ -25,6 +25,7 @@ from cmudrn.deploy.decoding import Decoders
 from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
 from cmudrn.deploy.gate import Gate
 from cmudrn.deploy.job import Existing, InferJob
+from cmudrn.deploy.keep_options import heatmap_beside
 from cmudrn.deploy.keeping import Keeper
 from cmudrn.deploy.machine import available_cores
 from cmudrn.deploy.report import ItemResult, Status
@@ -45,17 +46,22 @@ FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else end
 
 
 def restore_images(
-    job: InferJob, items: Iterable[Item], backends: Backends, gate: Gate | None = None
+    job: InferJob,
+    items: Iterable[Item],
+    backends: Backends,
+    gate: Gate | None = None,
+    decoders: Decoders | None = None,
 ) -> Generator[ItemResult, None, None]:
     """Restores the items, yielding each one's result as it ends, in the order they end.
 
-    gate: what says which of them are without weather, opened; these are left alone.
+    gate: what says which of them are without weather, opened; these are left alone. decoders: started while
+    the backends were opened, perhaps; closed here.
     An image that cannot be read, restored or written is a failed result, and the others go on. Anything
     else is raised here; a full disk as CmudrnError. Closing the iterator early stops and joins all threads:
     the pictures being written by then are finished, those waiting are dropped.
     """
     pending = iter(items)
-    with _Line(job, backends, gate) as line:
+    with _Line(job, backends, gate, decoders) as line:
         while line.read_ahead(pending):
             line.wait()
             yield from line.ended()
@@ -76,13 +82,15 @@ class _Loaded:
 class _Line(AbstractContextManager["_Line"]):
     """Two pools with the restoring between them; only the thread that made it calls its public methods."""
 
-    def __init__(self, job: InferJob, backends: Backends, gate: Gate | None) -> None:
+    def __init__(
+        self, job: InferJob, backends: Backends, gate: Gate | None, decoders: Decoders | None = None
+    ) -> None:
         self.job = job
         self.backends = backends
         self.gate = gate
         self.keeper = Keeper(job)
         self.budget = _PixelBudget(job.in_flight_px)
-        self.decoders = Decoders()
+        self.decoders = decoders or Decoders()
         threads = min(max(available_cores(), LEAST_THREADS), MOST_THREADS)
         self.readers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-read")
         self.writers = ThreadPoolExecutor(threads, thread_name_prefix="cmudrn-write")
@@ -228,7 +236,7 @@ class _Line(AbstractContextManager["_Line"]):
         held_px = 0
         try:
             if item.done is not None:
-                if not (changed := item.done.changed()):
+                if not (changed := item.done.changed() or self._lost_its_map(item.done)):
                     return item.done
                 result = replace(result, anew=changed)
             elif self.job.existing is Existing.SKIP and item.target.exists():
@@ -241,6 +249,7 @@ class _Line(AbstractContextManager["_Line"]):
             picture = self.decoders.picture(item.source, max_pixels=self.job.max_pixels, pixels=held_px)
             result = replace(result, read=fingerprint_of(item.source, since=stamp))
             result = replace(result, decode_s=time.perf_counter() - start)
+            self.keeper.need_room(picture, item.target)
             if self.gate is not None:
                 result = _gated(result, picture, self.gate)
         except FAILURES as exc:
@@ -253,7 +262,8 @@ class _Line(AbstractContextManager["_Line"]):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if loaded.result.status is Status.CLEAN:
-                self.keeper.leave(loaded.picture, loaded.item.source, target)
+                read = loaded.result.read
+                self.keeper.leave(loaded.picture, loaded.item.source, target, read.sha256 if read else "")
             else:
                 self.keeper.write(loaded.picture, loaded.before, target, loaded.result.restored_by)
             written = fingerprint_of(target)
@@ -267,6 +277,12 @@ class _Line(AbstractContextManager["_Line"]):
         finally:
             self._give_back(loaded.result)
         return replace(loaded.result, encode_s=time.perf_counter() - start, written=written)
+
+    def _lost_its_map(self, done: ItemResult) -> str:
+        """Why it no longer holds, in words; empty where it does."""
+        if not self.job.keep.heatmap or done.status is Status.SKIPPED:
+            return ""
+        return "" if heatmap_beside(done.target).exists() else "its map is gone"
 
     def _give_back(self, result: ItemResult) -> None:
         self.budget.give(result.pixels)

@@ -109,6 +109,7 @@ class JobReport:
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     before: int = 0  # of those restored or left alone
     anew: int = 0  # of those restored or failed
+    gate_confidence: float | None = None  # from which the gate leaves alone; None without one
     gone: int = 0  # the run has restored them, and their sources are no longer there
     pixels: int = 0  # restored in this session, as all that follows
     frames: int = 0  # of clips, those that broke off too
@@ -215,6 +216,7 @@ class JobReport:
             "stage_seconds": {
                 stage: round(seconds, 4) for stage, seconds in {**self.stage_s, "gate": self.gate_s}.items()
             },
+            "gate_confidence": self.gate_confidence,
             "frames": self.frames,
             "dropped": self.dropped,
             "frames_by_loops": dict(sorted(self.frames_by_loops.items())),

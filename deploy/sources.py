@@ -6,7 +6,7 @@ import mimetypes
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -202,15 +202,18 @@ def _visits(root: _Root, job: InferJob) -> Iterator[_Visit]:
 
 def _items(folder: Path, target: Path, names: Iterable[str], job: InferJob) -> Iterator[Item]:
     for name in names:
-        yield _item(folder / name, target / _with_format(name, job))
+        yield _item(folder / name, target / _with_format(name, job), job)
 
 
-def _item(source: Path, target: Path) -> Item:
+def _item(source: Path, target: Path, job: InferJob) -> Item:
     problem = _problem(source)
+    item = Item(source=source, target=target, problem=problem)
     # One such name must not stop the job, for it may be a stranger's.
-    if not problem and len(os.fsencode(target.name)) > NAME_BYTES:
-        problem = f"its new name would have more than {NAME_BYTES} bytes"
-    return Item(source=source, target=target, problem=problem)
+    too_long = [len(os.fsencode(one.target.name)) > NAME_BYTES for one in _all_written(item, job)]
+    if not problem and any(too_long):
+        whose = "its new name" if too_long[0] else "the name of its map"
+        return replace(item, problem=f"{whose} would have more than {NAME_BYTES} bytes")
+    return item
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
@@ -226,8 +229,9 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_our_map(entry: os.DirEntry[str]) -> bool:
-    """What `--heatmap` has drawn is no photograph."""
-    return entry.name.endswith(HEATMAP_SUFFIX) and is_change_map(Path(entry.path))
+    """What `--heatmap` has drawn is no photograph. A pipe of that name is not opened."""
+    path = Path(entry.path)
+    return entry.name.endswith(HEATMAP_SUFFIX) and not _problem(path) and is_change_map(path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -269,14 +273,24 @@ def _all_written(item: Item, job: InferJob) -> tuple[Item, ...]:
 
 
 def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[Path], bool]) -> None:
-    known = partial(is_ours, item.target)  # a map goes with its image
-    for one in _all_written(item, job):
-        _check_target(one, job, files, known)
-
-
-def _check_target(item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[], bool]) -> None:
     if item.problem:
         return
+    known = partial(is_ours, item.target)  # a map goes with its image
+    is_left = job.existing is Existing.SKIP and item.target.exists()  # stays, and gets no map
+    for one in (item,) if is_left else _all_written(item, job):
+        _check_target(one, job, files, known, is_left=is_left)
+    drawn = heatmap_beside(item.target)
+    if is_left or len(_all_written(item, job)) == 1 or job.existing is Existing.OVERWRITE:
+        return
+    if os.path.lexists(drawn) and (_problem(drawn) or not is_change_map(drawn)):
+        raise UsageError(
+            f"{drawn} is there already, and no map of ours", fix="move it, or leave --heatmap away"
+        )
+
+
+def _check_target(
+    item: Item, job: InferJob, files: Set[Identity], is_ours: Callable[[], bool], *, is_left: bool
+) -> None:
     suffix = item.target.suffix
     if suffix.lower() in READABLE_SUFFIXES and not writable(suffix):
         raise UsageError(
@@ -289,7 +303,7 @@ def _check_target(item: Item, job: InferJob, files: Set[Identity], is_ours: Call
         raise UsageError(
             f"{item.source} would be its own target", fix="give another OUT; sources are never replaced"
         )
-    if there and (there.st_dev, there.st_ino) in files and job.existing is not Existing.SKIP:
+    if there and (there.st_dev, there.st_ino) in files and not is_left:
         raise UsageError(
             f"{item.target} is a source, and the target of {item.source}",
             fix="give another OUT; sources are never replaced",

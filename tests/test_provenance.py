@@ -145,3 +145,15 @@ def test_what_is_no_xmp_is_kept_beside(broken: bytes) -> None:
 
 def test_padding_at_the_end_does_not_matter() -> None:
     assert "UnreadableXMP" not in told(with_provenance(XMP + b" \n\0\0", OURS))
+
+
+def test_an_empty_namespace_is_no_harm() -> None:
+    assert b"WeightsSHA256" in with_provenance(packet('<a xmlns=""/>'), OURS)
+
+
+@pytest.mark.parametrize("inside", ["<a>" * 5000 + "</a>" * 5000, "<a/>" * 250_000], ids=["deep", "long"])
+def test_a_packet_that_would_cost_too_much_to_read_is_kept_as_it_is(inside: str) -> None:
+    given = packet(inside)
+    made = with_provenance(given, OURS)
+    assert base64.b64encode(given) in made
+    assert told(made)["WeightsSHA256"] == OURS.weights_sha256

@@ -59,12 +59,13 @@ from cmudrn.cli.video_options import (
     RawSize,
     video_options,
 )
-from cmudrn.errors import UsageError
+from cmudrn.errors import CmudrnError, UsageError
 
 if TYPE_CHECKING:
     from cmudrn.deploy.job import Existing, InferJob
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.run import Run
     from cmudrn.deploy.video.options import VideoOptions
     from cmudrn.formats import Encoding
 
@@ -170,7 +171,7 @@ def infer(
         encoding=_encoding(quality, png_level),
         max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
         keep=KeepOptions(strip=strip, provenance=provenance, heatmap=heatmap),
-        in_flight_px=DEFAULT_IN_FLIGHT_PX if in_flight is None else int(1e6 * in_flight),
+        in_flight_px=DEFAULT_IN_FLIGHT_PX if in_flight is None else _pixels("--in-flight", in_flight),
         weights=weights,
         gate=gate,
         gate_confidence=gate_confidence,
@@ -214,7 +215,8 @@ def _by_profile(path: Path, options: Way, context: typer.Context, weights: str) 
 
 def _run(job: InferJob, video: VideoOptions, report: JobReport, report_to: str | None) -> None:
     from cmudrn.deploy.backends import Backends
-    from cmudrn.deploy.gate import open_gate
+    from cmudrn.deploy.decoding import Decoders
+    from cmudrn.deploy.gate import open_gate, read_numbers
     from cmudrn.deploy.run import Run
     from cmudrn.deploy.video.depths import MANY
     from cmudrn.deploy.video.mixed import restore_items
@@ -223,19 +225,24 @@ def _run(job: InferJob, video: VideoOptions, report: JobReport, report_to: str |
     clips = [source for source in job.sources if is_clip(source) and source.is_file()]
     if clips:
         need_av(str(clips[0]))
+    numbers = read_numbers(job.weights) if job.gate else None  # refused before anything is touched
     with (
+        Run(job, also={"video": video, "gate_numbers": numbers}, on_note=note) as run,
+        Decoders() as decoders,  # starts while the backends are opened
         open_gate(job) as gate,
-        Run(job, also={"video": video}, on_note=note) as run,
         Backends(job, images=MANY if clips else run.total, on_note=note) as backends,
     ):
         run.begin(backends)
         report.backend = str(backends)
+        report.gate_confidence = gate.least if gate else None
         note(report.backend)
         try:
             with (
                 progress(run.total, report) as show,
                 closing(
-                    restore_items(job, video, run.items(), backends, gate, on_frame=show.frame, on_note=note)
+                    restore_items(
+                        job, video, run.items(), backends, gate, decoders, on_frame=show.frame, on_note=note
+                    )
                 ) as results,
             ):
                 for result in results:
@@ -243,10 +250,26 @@ def _run(job: InferJob, video: VideoOptions, report: JobReport, report_to: str |
                     report.add(result)
                     show.item()
             report.gone = run.gone()
-        finally:  # also of a job that was broken off: what is written is written
+        except BaseException:  # what is written is written, and told
             print_end(report)
-            if report_to is not None:
-                write_report(report, job, run.results(), report_to)
+            try:
+                _write_report(report, job, run, report_to)
+            except CmudrnError as exc:
+                note(str(exc))
+            raise
+        print_end(report)
+        _write_report(report, job, run, report_to)
+
+
+def _write_report(report: JobReport, job: InferJob, run: Run, report_to: str | None) -> None:
+    if report_to is not None:
+        write_report(report, job, run.results(), report_to)
+
+
+def _pixels(option: str, megapixels: float) -> int:
+    if not 1e-6 <= megapixels < float("inf"):  # NaN neither
+        raise UsageError(f"{option} {megapixels:g}", fix="give megapixels, such as 64")
+    return int(1e6 * megapixels)
 
 
 def _existing(overwrite: bool, skip_existing: bool, resume: bool) -> Existing:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from cmudrn.errors import UsageError
+from cmudrn.errors import CmudrnError, UsageError
+from cmudrn.files import replacing, write_all
 from cmudrn.wording import printable
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ def check_report_path(report_to: str | None) -> None:
     """A report that could not be written is found out before the first image, not after the last."""
     if report_to in (None, "-"):
         return
+    from cmudrn.deploy.video.names import is_clip
+    from cmudrn.formats import ImageFormat
+
     path = Path(str(report_to))
+    if is_clip(path) or ImageFormat.of(path.suffix):  # it would take the place of a photograph
+        raise UsageError(f"--report {path}: named like a picture", fix="name a .json file, or give -")
     if (
         path.is_dir()
         or not path.parent.is_dir()
@@ -58,7 +64,10 @@ def check_report_path(report_to: str | None) -> None:
 
 
 def write_report(report: JobReport, job: InferJob, results: Iterable[ItemResult], report_to: str) -> None:
-    """Results are written one by one: a hundred thousand of them need not fit into memory."""
+    """Results are written one by one: a hundred thousand of them need not fit into memory.
+
+    Raises CmudrnError where it cannot be written.
+    """
     from cmudrn.checkpoint import read_checkpoint
     from cmudrn.deploy.report import report_lines
 
@@ -68,10 +77,23 @@ def write_report(report: JobReport, job: InferJob, results: Iterable[ItemResult]
         **{"weights": job.weights, "weights_sha256": sha256},
     }
     items = ({**result.to_json(), "weights_sha256": sha256} for result in results)
-    with ExitStack() as taken:
-        file = sys.stdout if report_to == "-" else taken.enter_context(open(report_to, "w", encoding="utf-8"))  # noqa: PTH123
-        for line in report_lines({"settings": settings, **report.to_json()}, items):
-            file.write(line)
+    lines = report_lines({"settings": settings, **report.to_json()}, items)
+    if report_to == "-":
+        sys.stdout.writelines(lines)
+        return
+    path = Path(report_to)
+    try:
+        if path.exists() and not path.is_file():  # a pipe
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+            return
+        with replacing(path) as raw:
+            for line in lines:
+                write_all(raw, line.encode())
+    except OSError as exc:
+        raise CmudrnError(
+            f"--report {path}: {exc.strerror or exc}", fix="see to the disk; --resume writes it again"
+        ) from exc
 
 
 class Silent:

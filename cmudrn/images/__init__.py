@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import pyvips
 
-from cmudrn.images.change_map import is_change_map, write_change_map
+from cmudrn.images.change_map import drawing_change_map, is_change_map, write_change_map
 from cmudrn.images.contents import MOST_PAGES
 from cmudrn.images.picture import Header, Picture, Pixels
 from cmudrn.images.provenance import Provenance
 from cmudrn.images.reading import DEFAULT_MAX_PIXELS, read_header, read_picture
-from cmudrn.images.writing import Keeping, write_picture
+from cmudrn.images.writing import Keeping, need_room, write_picture
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -25,7 +25,9 @@ __all__ = [
     "Picture",
     "Pixels",
     "Provenance",
+    "drawing_change_map",
     "is_change_map",
+    "need_room",
     "read_header",
     "read_picture",
     "write_change_map",

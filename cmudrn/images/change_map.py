@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,7 +21,7 @@ from cmudrn.files import replacing
 from cmudrn.images.failures import failing_as_image_error
 from cmudrn.images.picture import Picture, Pixels
 
-__all__ = ["BRIGHTEST_LEVEL", "is_change_map", "write_change_map"]
+__all__ = ["BRIGHTEST_LEVEL", "drawing_change_map", "is_change_map", "write_change_map"]
 
 BRIGHTEST_LEVEL = 64  # of 255: rain and snow change few pixels by more, and less would be lost in the dark
 # matplotlib's inferno at eleven even steps (van der Walt and Smith, CC0): black is unchanged, and a step of
@@ -46,7 +47,14 @@ PALETTED = 3  # PNG's colour type
 
 
 def write_change_map(before: Pixels, after: Picture, path: Path) -> None:
-    """Write the map of a picture that was restored, upright, whole or not at all.
+    """Write a map, whole or not at all: see `drawing_change_map`."""
+    with drawing_change_map(before, after, path):
+        pass
+
+
+@contextmanager
+def drawing_change_map(before: Pixels, after: Picture, path: Path) -> Iterator[None]:
+    """The map of a picture that was restored, upright; takes its name when what is done meanwhile went well.
 
     before: the pixels that were, of the shape and dtype of those that are. Pages stand one below the other.
     A pixel's change is the largest of its three channels', of a grey picture the grey's; in levels of 8 bits,
@@ -57,14 +65,21 @@ def write_change_map(before: Pixels, after: Picture, path: Path) -> None:
     width = before.shape[-2]
     rows = before.reshape(-1, width, 3), after.pixels.reshape(-1, width, 3)
     header = struct.pack(">IIBBBBB", width, len(rows[0]), 8, PALETTED, 0, 0, 0)
-    with failing_as_image_error(path, "write"), replacing(path, durable=False) as raw, _buffered(raw) as file:
+    with replacing(path, durable=False) as raw:
+        with failing_as_image_error(path, "write"):
+            _draw(raw, header, _changes(*rows, is_grey=after.is_grey))
+        yield
+
+
+def _draw(raw: BinaryIO, header: bytes, changes: Iterable[NDArray[np.uint8]]) -> None:
+    with _buffered(raw) as file:
         file.write(SIGNATURE)
         _chunk(file, b"IHDR", header)
         for name, text in _texts():
             _chunk(file, b"tEXt", name.encode() + b"\0" + text.encode("latin-1"))
         _chunk(file, b"PLTE", _palette().tobytes())
         packer = zlib.compressobj(FASTEST)
-        for levels in _changes(*rows, is_grey=after.is_grey):
+        for levels in changes:
             unfiltered = np.pad(levels, ((0, 0), (1, 0)))  # each row begins with its filter: none
             if packed := packer.compress(unfiltered.tobytes()):
                 _chunk(file, b"IDAT", packed)

@@ -26,6 +26,7 @@ ENHANCED = f"{SOURCE_TYPES}algorithmicallyEnhanced"
 CAPTURED = ("digitalCapture", "computationalCapture", "negativeFilm", "positiveFilm", "print")
 XMLNS = "http://www.w3.org/2000/xmlns/"
 
+MOST_PARSED_BYTES = 2**18  # a camera's has 2**13, an editor's 2**17; minidom takes a hundred times as much
 EMPTY = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"/></x:xmpmeta>'
@@ -67,7 +68,15 @@ def with_provenance(packet: bytes | None, provenance: Provenance) -> bytes:
 
     What is no XMP goes into a new packet as it is, in base64: cmudrn:UnreadableXMP.
     """
-    document = None if packet is None else _parsed(packet)
+    document = None if packet is None or len(packet) > MOST_PARSED_BYTES else _parsed(packet)
+    try:
+        return _completed(document, packet, provenance)
+    except RecursionError:  # minidom goes down by recursion
+        return _completed(None, packet, provenance)
+
+
+def _completed(document: minidom.Document | None, packet: bytes | None, provenance: Provenance) -> bytes:
+    """document: of the packet, changed here; None where there is none to be read."""
     is_unreadable = packet is not None and document is None
     document = document or minidom.parseString(EMPTY.encode())
     (rdf,) = document.getElementsByTagNameNS(RDF, "RDF")[:1]
@@ -92,9 +101,9 @@ def _parsed(packet: bytes) -> minidom.Document | None:
         return None
     try:
         document = minidom.parseString(packet)
-    except (ExpatError, ValueError, LookupError):
+        return document if document.getElementsByTagNameNS(RDF, "RDF") else None
+    except (ExpatError, ValueError, LookupError, RecursionError):
         return None
-    return document if document.getElementsByTagNameNS(RDF, "RDF") else None
 
 
 def _descriptions(rdf: minidom.Element) -> list[minidom.Element]:
@@ -186,7 +195,7 @@ def _text(document: minidom.Document) -> str:
     """All nodes but the XML declaration, which XMP has not."""
     for element in document.getElementsByTagName("*"):
         for attribute in element.attributes.values():
-            attribute.value = _marked(attribute.value, "\t\n\r")
+            attribute.value = _marked(attribute.value or "", "\t\n\r")  # None: of xmlns=""
         for node in element.childNodes:
             if isinstance(node, minidom.Text) and not isinstance(node, minidom.CDATASection):
                 node.data = _marked(node.data, "\r")

@@ -23,7 +23,7 @@ from cmudrn.images.picture import Picture, Pixels
 from cmudrn.images.provenance import Provenance, with_provenance
 from cmudrn.images.turning import laid_down
 
-__all__ = ["Keeping", "write_picture"]
+__all__ = ["Keeping", "need_room", "write_picture"]
 
 # libvips' flags of what a file is to hold. EXIF goes past it; a gain map belongs to the pixels that were.
 KEEP_EXIF, KEEP_THE_REST = 1, 2 | 4 | 8 | 16
@@ -59,10 +59,7 @@ def write_picture(
     full disk and the like.
     """
     path = Path(path)
-    image_format = ImageFormat.of(path.suffix)
-    if image_format is None or not image_format.writable:
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a name without suffix'}", fix=other_format())
-    _need_room(picture, path, image_format, keeping)
+    image_format = need_room(picture, path, keeping)
     with failing_as_image_error(path, "write"), replacing(path, durable=False) as file:
         _encode(picture, path, image_format, file, keeping, encoding)
         if picture.modified_ns is not None and not keeping.strip:
@@ -109,7 +106,11 @@ def _encode(
     put_extras(file, image_format, extras)
 
 
-def _need_room(picture: Picture, path: Path, image_format: ImageFormat, keeping: Keeping) -> None:
+def need_room(picture: Picture, path: Path, keeping: Keeping = KEEP_ALL) -> ImageFormat:
+    """The format of the suffix. Raises ImageError where it cannot be written, or cannot hold the picture."""
+    image_format = ImageFormat.of(path.suffix)
+    if image_format is None or not image_format.writable:
+        raise ImageError(f"{path}: cannot write {path.suffix or 'a name without suffix'}", fix=other_format())
     codec = CODECS[image_format]
     if picture.alpha is not None and not codec.has_alpha:
         raise ImageError(f"{path}: {image_format.value} has no transparency", fix="use --format png")
@@ -136,6 +137,7 @@ def _need_room(picture: Picture, path: Path, image_format: ImageFormat, keeping:
                 f"{path}: only png can say the gamma of this picture, {value / 100_000:g}",
                 fix="leave --format away, or convert the picture to sRGB",
             )
+    return image_format
 
 
 def _exif(picture: Picture, codec: Codec, keeping: Keeping) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from cmudrn.deploy.backends import Backends
+from cmudrn.deploy.decoding import Decoders
 from cmudrn.deploy.gate import Gate
 from cmudrn.deploy.job import InferJob
 from cmudrn.deploy.pipeline import restore_images
@@ -23,13 +24,14 @@ def restore_items(
     items: Iterable[Item],
     backends: Backends,
     gate: Gate | None = None,
+    decoders: Decoders | None = None,
     *,
     on_frame: FrameNews = lambda clip, done, of: None,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> Generator[ItemResult, None, None]:
     """Each item's result as it ends. Raises what `restore_images` and `restore_clips` raise.
 
-    gate: for photographs alone.
+    gate, decoders: for photographs alone.
     """
     clips: list[Item] = []  # few beside what they take
 
@@ -40,5 +42,5 @@ def restore_items(
             else:
                 yield item
 
-    yield from restore_images(job, photographs(), backends, gate)
+    yield from restore_images(job, photographs(), backends, gate, decoders)
     yield from restore_clips(job, options, clips, backends, on_frame=on_frame, on_note=on_note)
