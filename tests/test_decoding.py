@@ -124,6 +124,7 @@ def test_one_that_is_killed_between_two_files_costs_neither(decoders: Decoders, 
 
 
 def test_a_run_goes_on_after_a_decoder_has_crashed_in_the_middle_of_a_file(tmp_path: Path) -> None:
+    others = set(children())  # of tests before
     weights = tmp_path / "random.safetensors"
     save_checkpoint(random_checkpoint(), weights)
     pipe = tmp_path / "pipe.png"  # as if it had taken a file's place after the check
@@ -153,7 +154,7 @@ def test_a_run_goes_on_after_a_decoder_has_crashed_in_the_middle_of_a_file(tmp_p
     assert restored == set(names)
     assert reasons.keys() == {pipe}
     assert reasons[pipe].startswith("the decoder crashed (signal 11, SIGSEGV)")
-    assert not children()
+    assert set(children()) <= others
 
 
 def opened_by_a_reader(pipe: Path) -> int:
