@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def test_where_no_second_decoder_can_be_started_the_first_one_serves_all(
 ) -> None:
     from cmudrn.deploy import decoding
 
-    usual, started = decoding._Decoder, []
+    usual = decoding._Decoder
+    started: list[int] = []
 
     def another() -> Any:
         if started:
@@ -178,9 +180,7 @@ def test_where_no_second_decoder_can_be_started_the_first_one_serves_all(
 
 
 def test_without_any_decoder_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cmudrn.deploy import decoding
-
-    monkeypatch.setattr(decoding.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     start = time.monotonic()
     with pytest.raises(EnvironmentMissing, match="no process to decode in"):
         Decoders()
