@@ -24,7 +24,9 @@ from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.sources import Item  # noqa: E402
 from cmudrn.deploy.tiling import restore_each  # noqa: E402
 from cmudrn.deploy.video.clips import restore_clips  # noqa: E402
+from cmudrn.deploy.video.frames import Frame  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
+from cmudrn.deploy.video.reading import ClipReader  # noqa: E402
 
 ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # shown a quarter turn clockwise
 MIRRORED = (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
@@ -316,6 +318,36 @@ def test_a_part_is_cut_out_and_begins_at_zero(tmp_path: Path, restore: Any) -> N
     assert [data for _, data in after.copied["audio"]] == [data for _, data in wanted]
     times = [at or 0.0 for at, _ in after.copied["audio"]]
     assert np.allclose(times, [(at or 0.0) - 1.0 for at, _ in wanted], atol=1e-3)
+
+
+def numbers_of(clip: Path, **part: Any) -> list[int]:
+    """Which `picture`s are in a part of it."""
+    pictures = [picture(number).astype(float) for number in range(100)]
+    with ClipReader(str(clip), max_pixels=10**6, **part) as reader:
+        frames = [step.pixels for step in reader.steps() if isinstance(step, Frame)]
+    return [int(np.argmin([np.abs(pixels - one).mean() for one in pictures])) for pixels in frames]
+
+
+@pytest.mark.parametrize(
+    ("name", "clip"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {"time_base": MS}),
+        ("a.avi", {"time_base": Fraction(1, 25), "codec": "mpeg4"}),
+        ("a.ts", {"time_base": Fraction(1, 90_000)}),
+        ("a.m2ts", {"time_base": Fraction(1, 90_000)}),
+        ("a.mpg", {"time_base": Fraction(1, 25), "codec": "mpeg2video"}),
+        ("a.flv", {"time_base": MS}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("between", [25, 250])
+def test_a_part_has_all_its_frames_wherever_the_key_frames_are(
+    name: str, clip: dict[str, Any], between: int, tmp_path: Path
+) -> None:
+    """FFmpeg seeks to no key frame in transport and program streams."""
+    source = make_clip(tmp_path / name, times=100, codec_options={"g": str(between), "b": "2000000"}, **clip)
+    assert numbers_of(source, start_s=1.52, end_s=2.6) == list(range(38, 65))
 
 
 def test_sound_that_the_container_cannot_hold_is_said_before_anything_is_written(

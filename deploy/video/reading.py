@@ -29,6 +29,8 @@ MICROSECONDS = 1_000_000  # of a container's own times
 # Containers whose header says how long they are; the others are as long as what can be read.
 WITH_DURATION = ("mp4", "matroska", "avi")
 SHORTEST_GAP_S = 0.05  # what may miss at the end besides two frames: encoders round there
+FARTHER_BACK_S = (0, 10, 60)  # where a key frame before --start is looked for, then from the clip's begin
+DAMAGED = (av.error.InvalidDataError, av.error.EOFError, av.error.UnknownError)  # of one frame
 AFTER_END_S = 1.0  # that other streams lag behind in a file
 
 
@@ -195,7 +197,28 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self._from_s = begin_s + self._start_s if self._start_s else Fraction(-(10**12))
         self._until_s = None if self._end_s is None or self._is_live else begin_s + self._end_s
         if self._start_s:
-            self.container.seek(int(self._from_s * MICROSECONDS), backward=True)
+            self._seek(begin_s)
+
+    def _seek(self, begin_s: Fraction) -> None:
+        """To a key frame before the part. Transport streams list none: farther back where it came too late."""
+        for back_s in FARTHER_BACK_S:
+            at_s = self._from_s - back_s
+            if at_s <= begin_s:
+                break
+            at = int(at_s * MICROSECONDS)
+            self.container.seek(at, backward=True)
+            if self._comes_in_time():
+                self.container.seek(at, backward=True)
+                return
+        self.container.seek(int((begin_s - 1) * MICROSECONDS), backward=True)
+
+    def _comes_in_time(self) -> bool:
+        """The next frame that can be decoded is not after the part's begin."""
+        try:
+            first = next(self.container.decode(self.stream), None)
+        except DAMAGED:  # its key frame was left behind
+            return False
+        return first is not None and first.pts is not None and self._time_s(first) <= self._from_s
 
     def _begin_at(self, time_s: Fraction) -> None:
         """A live source's clock has run for days, and its sound may come before its first picture."""
@@ -262,7 +285,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self._packets_read += bool(packet.size)
         try:
             frames = packet.decode()
-        except (av.error.InvalidDataError, av.error.EOFError, av.error.UnknownError):
+        except DAMAGED:
             self._damaged += 1
             return
         for frame in frames:
