@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -229,6 +230,57 @@ def test_a_reader_that_goes_away_ends_it_cleanly(tmp_path: Path) -> None:
     process.stderr.close()
     with suppress(BrokenPipeError):
         process.stdin.close()
+
+
+@pytest.fixture
+def piped(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has restored a frame, and waits for the next ones."""
+    with subprocess.Popen(
+        [*COMMAND, "--raw-size", "30x23"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            send(process, 1)
+            assert process.stdout
+            assert len(process.stdout.read(23 * 30 * 3)) == 23 * 30 * 3
+            yield process
+        finally:
+            process.kill()
+
+
+def send(process: subprocess.Popen[bytes], frames: int) -> None:
+    assert process.stdin
+    process.stdin.write(noise(frames).tobytes())
+
+
+def test_ctrl_c_ends_it_where_nothing_comes(piped: subprocess.Popen[bytes]) -> None:
+    time.sleep(0.1)
+    piped.send_signal(signal.SIGINT)
+    assert piped.wait(20) == 130
+
+
+def test_a_reader_that_goes_away_ends_it_where_nothing_more_comes(piped: subprocess.Popen[bytes]) -> None:
+    assert piped.stdout
+    piped.stdout.close()
+    send(piped, 1)
+    assert piped.wait(20) == 1
+
+
+def test_ctrl_c_ends_it_where_nobody_reads(piped: subprocess.Popen[bytes]) -> None:
+    assert piped.stdin
+    os.set_blocking(piped.stdin.fileno(), False)
+    frames, sent, taken = noise(200).tobytes(), 0, -1
+    while sent != taken:  # until all pipes and queues are full
+        taken = sent
+        time.sleep(0.5)
+        sent += piped.stdin.write(frames[sent:]) or 0
+    piped.send_signal(signal.SIGINT)
+    assert piped.wait(20) == 130
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,10 @@ def _from_pipe(
 ) -> ItemResult:
     from cmudrn.deploy.video.pipes import restore_pipe
 
-    # Descriptors of our own: what Python would flush at its end may be closed by then.
-    with (
-        open(0, "rb", closefd=False) as source,
-        open(1, "wb", buffering=0, closefd=False) as sink,
-    ):
+    # Descriptors of our own: what Python would flush at its end may be closed by then. The source is never
+    # closed: a thread may be reading it, and closing would wait for that.
+    source = open(0, "rb", closefd=False)  # noqa: SIM115
+    with open(1, "wb", buffering=0, closefd=False) as sink:
         try:
             return restore_pipe(
                 job, video, backends, source, cast("BinaryIO", sink), on_frame=on_frame, on_note=note

@@ -40,7 +40,8 @@ def restore_pipe(
 ) -> ItemResult:
     """All frames of a stream, to one of the same kind. A stream that breaks off is a failed result.
 
-    source, sink: blocking, bytes; the source need not be at its end when this returns.
+    source, sink: blocking, bytes. A thread may still be reading when this returns, or writing when it
+    raises: close neither, for that waits for it.
     Raises ImageError where the stream is of no kind that is read, EnvironmentMissing without PyAV for Y4M.
     """
     name = Path(STANDARD_INPUT)
@@ -58,7 +59,7 @@ def restore_pipe(
                     budget_s=options.budget_s,
                     preview=options.preview,
                     waiting=waiting_frames(depths, ends.height, ends.width, job.in_flight_px),
-                    joins_reader=False,
+                    joins=False,
                 ),
                 passage=passage,
                 frame_bytes=ends.frame_bytes,
