@@ -31,6 +31,8 @@ from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.video.live import restore_live  # noqa: E402
 from cmudrn.deploy.video.names import is_live, without_password  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
+from cmudrn.deploy.video.reading import ClipReader  # noqa: E402
+from cmudrn.deploy.video.writing import ClipWriter  # noqa: E402
 from cmudrn.errors import UsageError  # noqa: E402
 
 pytestmark = pytest.mark.skipif("lavfi" not in av.formats_available, reason="this PyAV has no lavfi")
@@ -148,6 +150,23 @@ def test_a_stream_from_the_network_ends_when_it_ends_and_begins_at_zero(tmp_path
     assert (result.status, result.dropped + result.frames) == (Status.RESTORED, 30), result.reason
     assert 0 <= facts(target).times[0] < 30 * 3600
     assert np.all(np.diff([frame.pts for frame in frames_of(target)]) > 0)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_are_at_their_own_times_where_the_first_ones_were_dropped(
+    name: str, codec: str, tmp_path: Path
+) -> None:
+    """With frames that are decoded before ones shown earlier, and without."""
+    clip = make_clip(tmp_path / "a.mkv", times=60, time_base=Fraction(1, 1000))
+    with (
+        ClipReader(str(clip), max_pixels=10**6) as reader,
+        ClipWriter(tmp_path / name, reader, VideoOptions(codec=codec), in_pieces=True) as writer,
+    ):
+        for step in list(reader.steps())[25:]:
+            writer.write(step)
+    times = [frame.pts * frame.time_base for frame in frames_of(tmp_path / name)]
+    assert times == [Fraction(number, 25) for number in range(25, 60)]
 
 
 def test_a_camera_that_is_not_there_is_a_line_without_its_password(restore: Any) -> None:

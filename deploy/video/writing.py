@@ -30,7 +30,8 @@ FARTHEST_AHEAD = 1 << 31  # ticks that MP4 holds between decoding a frame and sh
 PIECE_S = 2  # between key frames where a file must be readable without its end
 # An MP4 that is readable up to where the power went.
 AT_ONCE = {"flush_packets": "1"}
-IN_PIECES = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
+# delay_moov: with an empty one there is no edit list, and the first frame would stand at 0.
+IN_PIECES = {"movflags": "+frag_keyframe+delay_moov+default_base_moof"}
 
 
 class ClipWriter(AbstractContextManager["ClipWriter"]):
