@@ -169,7 +169,7 @@ class JobReport:
             parts[-1] += f" ({self.before} {'of both' if clean else 'of them'} before)"
         parts += [f"{count} {status.value}" for status, count in rest if count]
         rate = f"{self.images_per_s:.1f} images/s"
-        if self.frames:
+        if self.frames or self.dropped:
             parts.append(
                 counted(self.frames, "frame") + (f", {self.dropped:,} dropped" if self.dropped else "")
             )

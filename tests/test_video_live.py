@@ -79,6 +79,20 @@ def test_a_camera_that_is_faster_loses_the_oldest_frames_and_they_are_counted(re
     assert all(time * 50 == int(time * 50) for time in times)  # each at its own time
 
 
+def test_sound_evicts_no_pictures(restore: Any) -> None:
+    _, result = restore("lavfi:nullsrc=size=64x48:rate=25[out0];sine[out1]", name="out.mkv", end_s=1.0)
+    assert (result.status, result.frames + result.dropped) == (Status.RESTORED, 25), result.reason
+    assert result.frames > 0
+
+
+def test_a_camera_of_which_no_frame_came_through_has_failed(
+    restore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipReader, "steps", lambda reader: iter(()))
+    _, result = restore(camera("64x48"), end_s=1.0)
+    assert (result.status, result.reason) == (Status.FAILED, "no frame came through")
+
+
 def test_a_camera_that_is_slow_enough_loses_none(restore: Any) -> None:
     _, result = restore(camera("48x32", rate=10), end_s=1.0)
     assert (result.frames, result.dropped) == (10, 0)

@@ -84,7 +84,8 @@ def restore_live(
     except (ImageError, OSError) as exc:
         said = str(exc).replace(source, str(name)).removeprefix(f"{name}: ")
         return replace(result, status=Status.FAILED, reason=said)
-    return outcome(result, passage, problem=problem or reader.problem)
+    problem = problem or reader.problem or ("" if passage.frames else "no frame came through")
+    return outcome(result, passage, problem=problem)
 
 
 def _passed(steps: Iterator[Step], sink: Sink, depths: Depths, options: LineOptions, **rest: Any) -> str:
