@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmudrn.deploy.fingerprint import Fingerprint
+from cmudrn.deploy.video.names import STANDARD_INPUT, is_clip, is_live
 from cmudrn.wording import counted
 
 __all__ = ["ItemResult", "JobReport", "Status", "report_lines"]
@@ -73,6 +74,12 @@ class ItemResult:
         """Of all pages."""
         return self.pages * self.height * self.width
 
+    @property
+    def is_moving(self) -> bool:
+        """A clip, a camera or a pipe, and no photograph."""
+        name = str(self.source)
+        return name == STANDARD_INPUT or is_clip(name) or is_live(name)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats to a tenth of a millisecond."""
         values: dict[str, Any] = {}
@@ -113,6 +120,8 @@ class JobReport:
     pixels: int = 0  # restored in this session, as all that follows
     frames: int = 0  # of clips, those that broke off too
     dropped: int = 0
+    moving: int = 0  # clips and streams, whatever became of them
+    photographs: int = 0  # restored or left alone
     frames_by_loops: Counter[int] = field(default_factory=Counter)
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
     gate_s: float = 0.0
@@ -133,6 +142,8 @@ class JobReport:
         self.gate_s += result.gate_s
         self.frames += result.frames
         self.dropped += result.dropped
+        self.moving += result.is_moving
+        self.photographs += not result.is_moving and result.status in (Status.RESTORED, Status.CLEAN)
         self.frames_by_loops.update(result.frames_by_loops)
         if result.status is Status.RESTORED or result.frames:
             self.pixels += result.pixels * max(1, result.frames)
@@ -168,13 +179,19 @@ class JobReport:
         if self.before:
             parts[-1] += f" ({self.before} {'of both' if clean else 'of them'} before)"
         parts += [f"{count} {status.value}" for status, count in rest if count]
-        rate = f"{self.images_per_s:.1f} images/s"
         if self.frames or self.dropped:
             parts.append(
                 counted(self.frames, "frame") + (f", {self.dropped:,} dropped" if self.dropped else "")
             )
-            rate = f"{self.frames / self.seconds if self.seconds else 0:.1f} frames/s"
-        return f"{', '.join(parts)} in {self.seconds:.1f} s ({rate})"
+        return f"{', '.join(parts)} in {self.seconds:.1f} s{self._rate()}"
+
+    def _rate(self) -> str:
+        """Of images or of frames; of both together there is none."""
+        if not self.moving:
+            return f" ({self.images_per_s:.1f} images/s)"
+        if self.photographs or not self.frames or not self.seconds:
+            return ""
+        return f" ({self.frames / self.seconds:.1f} frames/s)"
 
     def loop_lines(self) -> list[str]:
         """A line with the frames of each loop count, where there were several."""

@@ -62,6 +62,18 @@ def test_a_folder_may_mix_photographs_and_clips(folder: Path, capsys: pytest.Cap
     assert (report["restored"], report["frames"], report["frames_by_loops"]) == (4, 8, {"1": 8})
 
 
+@pytest.mark.parametrize(
+    ("sources", "rate"),
+    [(["trip"], ""), (["trip/b.png"], "images/s"), (["trip/a.mp4", "trip/day 2/C.MP4"], "frames/s")],
+)
+def test_a_rate_is_told_of_photographs_or_of_frames_not_of_both(
+    sources: list[str], rate: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(*sources, "-o", "out/") == 0
+    said = capsys.readouterr().err
+    assert [word for word in ("images/s", "frames/s") if word in said] == ([rate] if rate else [])
+
+
 def test_a_clip_is_restored_beside_itself_or_where_it_is_told(folder: Path) -> None:
     assert infer("trip/a.mp4") == 0
     assert len(frames_of(folder / "a-restored.mp4")) == 5

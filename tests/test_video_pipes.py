@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cmudrn.deploy.backends import Backends
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
-from cmudrn.deploy.report import ItemResult, Status
+from cmudrn.deploy.report import ItemResult, JobReport, Status
 from cmudrn.deploy.tiling import restore_each
 from cmudrn.deploy.video.options import RawFrames, RawOrder, VideoOptions
 from cmudrn.deploy.video.pipes import restore_pipe
@@ -159,6 +159,9 @@ def test_what_stands_between_frames_is_a_break(restore: Any) -> None:
 def test_an_empty_stream_of_frames_is_no_failure(restore: Any) -> None:
     out, result = restore(b"", raw=RawFrames(height=23, width=30))
     assert (out, result.status, result.frames) == (b"", Status.RESTORED, 0)
+    report = JobReport()
+    report.add(result)
+    assert "/s)" not in report.summary()
 
 
 @pytest.mark.parametrize(
