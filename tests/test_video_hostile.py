@@ -93,6 +93,18 @@ def test_a_truncated_clip_gives_its_frames_up_to_the_break(
     ]
 
 
+@pytest.mark.parametrize(
+    ("end_s", "status"), [(1.0, Status.RESTORED), (3.0, Status.FAILED), (9.0, Status.FAILED)]
+)
+def test_a_part_is_whole_where_the_clip_breaks_after_it(
+    end_s: float, status: Status, tmp_path: Path, restore: Any
+) -> None:
+    source = cut(make_clip(tmp_path / "a.mkv", times=100, size=(96, 128), time_base=MS), 0.5)
+    _, result = restore(source, end_s=end_s)
+    assert result.status is status, result.reason
+    assert (result.frames == 25) is (status is Status.RESTORED)
+
+
 def test_a_transport_stream_that_is_cut_gives_what_is_there(tmp_path: Path, restore: Any) -> None:
     """It has no index and no length: where it ends is its end."""
     times = [9000 + 3600 * number for number in range(60)]

@@ -343,12 +343,14 @@ class ClipReader(AbstractContextManager["ClipReader"]):
             self._last_end_s = max(self._last_end_s, end_s)
 
     def _missing_s(self) -> float:
-        """Of what the header promised; 0 where nothing is."""
+        """Of what the header promised, up to the part's end; 0 where nothing is."""
         container = self.container
         told = any(name in container.format.name for name in WITH_DURATION) and container.duration
-        if not told or self._until_s is not None or self._is_live:
+        if not told or self._is_live:
             return 0.0
         end_s = ((container.start_time or 0) + container.duration) / MICROSECONDS
+        if self._until_s is not None:
+            end_s = min(end_s, float(self._until_s))
         missing_s = end_s - self._last_end_s
         return missing_s if missing_s > SHORTEST_GAP_S + 2 / float(self.look.rate) else 0.0
 
