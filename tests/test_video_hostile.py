@@ -22,7 +22,7 @@ from cmudrn.deploy.job import BackendName, BackendOptions, InferJob  # noqa: E40
 from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.sources import Item  # noqa: E402
 from cmudrn.deploy.video import line  # noqa: E402
-from cmudrn.deploy.video.clips import restore_clips  # noqa: E402
+from cmudrn.deploy.video.clips import check_codec, restore_clips  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
 from cmudrn.errors import CmudrnError, UsageError  # noqa: E402
 
@@ -234,13 +234,10 @@ def test_the_others_go_on_after_a_clip_that_fails(job: InferJob, backends: Backe
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
 
 
-def test_an_encoder_that_is_not_there_is_refused_before_the_first_clip(
-    job: InferJob, backends: Backends, tmp_path: Path
-) -> None:
-    item = Item(source=make_clip(tmp_path / "a.mp4"), target=tmp_path / "b.mp4")
-    for codec, said in (("libnone", "no such encoder"), ("aac", "encodes audio")):
-        with pytest.raises(UsageError, match=said):
-            list(restore_clips(job, VideoOptions(codec=codec), [item], backends))
+@pytest.mark.parametrize(("codec", "said"), [("libnone", "no such encoder"), ("aac", "encodes audio")])
+def test_an_encoder_that_is_not_there_is_refused(codec: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_codec(VideoOptions(codec=codec))
 
 
 @pytest.mark.parametrize(("codec", "crf"), [("mpeg4", 20), ("ffv1", 3)])

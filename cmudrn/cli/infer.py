@@ -129,6 +129,7 @@ def infer(
     from cmudrn.deploy.keep_options import KeepOptions
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.video.clips import check_codec
     from cmudrn.engines.spec import Output, Precision
     from cmudrn.formats import ImageFormat
     from cmudrn.images import DEFAULT_MAX_PIXELS
@@ -188,6 +189,7 @@ def infer(
         raw_format=raw_format,
     )
     video.counts(job.loops)  # refuses what contradicts the job
+    check_codec(video)
     check_report_path(report_to)
     _note_other_depth(job)
     report = JobReport()

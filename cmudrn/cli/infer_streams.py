@@ -73,8 +73,7 @@ def _camera_target(job: InferJob, video: VideoOptions, source: str) -> Path:
     from cmudrn.deploy.job import Existing
     from cmudrn.deploy.video.names import is_clip, need_av, without_password
 
-    if video.raw is not None:
-        raise UsageError("--raw-size with a camera", fix="it is for frames on standard input")
+    video.check_live()
     if job.out is None or not is_clip(job.out) or job.out.is_dir():
         raise UsageError(f"{without_password(source)}: where to?", fix="name a clip: -o out.mp4")
     need_av("a camera")

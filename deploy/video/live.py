@@ -17,7 +17,7 @@ from cmudrn.deploy.video.frames import Sink, Step
 from cmudrn.deploy.video.line import LineOptions, Passage, run_line
 from cmudrn.deploy.video.names import need_av, without_password
 from cmudrn.deploy.video.options import VideoOptions
-from cmudrn.errors import ImageError, UsageError
+from cmudrn.errors import ImageError
 
 __all__ = ["restore_live"]
 
@@ -39,13 +39,10 @@ def restore_live(
     """Until `stop` is set, the source ends, or options.end_s are over; the file is whole in each case.
 
     A source that cannot be opened, or that fails, is a failed result; what came before is written.
-    Raises UsageError for a start, EnvironmentMissing without PyAV.
+    Raises UsageError for a start or raw frames, EnvironmentMissing without PyAV.
     """
     need_av("a camera")
-    if options.start_s:
-        raise UsageError(
-            "--start with a camera: it begins now", fix="leave it away; --end 60 ends after a minute"
-        )
+    options.check_live()
     from cmudrn.deploy.video.reading import ClipReader
     from cmudrn.deploy.video.writing import ClipWriter
 
