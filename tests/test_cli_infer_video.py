@@ -139,6 +139,7 @@ def test_existing_clips_are_refused_overwritten_or_skipped(
         (["trip/a.mp4", "--fps", "25", "--adaptive", "--min-loops", "2"], "--min-loops 2 is more than"),
         (["/dev/video99"], "/dev/video99: where to?"),
         (["rtsp://me:secret@nowhere/x", "-o", "out.png"], "rtsp://me@nowhere/x: where to?"),
+        (["rtsp://me:s@ecret@nowhere/x", "trip"], "rtsp://me@nowhere/x and another source"),
         (["/dev/video99", "trip", "-o", "out"], "/dev/video99 and another source"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

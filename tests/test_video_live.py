@@ -33,7 +33,7 @@ from cmudrn.deploy.video.names import is_live, without_password  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
 from cmudrn.deploy.video.reading import ClipReader  # noqa: E402
 from cmudrn.deploy.video.writing import ClipWriter  # noqa: E402
-from cmudrn.errors import UsageError  # noqa: E402
+from cmudrn.errors import ImageError, UsageError  # noqa: E402
 
 pytestmark = pytest.mark.skipif("lavfi" not in av.formats_available, reason="this PyAV has no lavfi")
 ONE_THREAD = BackendOptions(name=BackendName.ONNX, threads=1)
@@ -195,6 +195,22 @@ def test_a_camera_that_is_not_there_is_a_line_without_its_password(restore: Any)
     assert "cannot read" in result.reason
 
 
+def test_a_stream_that_fails_on_the_way_is_a_line_without_its_password(
+    tmp_path: Path, restore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = ClipReader.steps
+
+    def failing(reader: ClipReader) -> Iterator[Any]:
+        yield next(begin(reader))
+        raise ImageError(f"{reader.source}: cannot read {reader.source}")
+
+    monkeypatch.setattr(ClipReader, "steps", failing)
+    clip = make_clip(tmp_path / "a.ts", times=9, time_base=Fraction(1, 90_000))
+    address = serve(clip.read_bytes()).removeprefix("tcp://")
+    _, result = restore(f"tcp://me:secret@{address}")
+    assert (result.status, result.reason) == (Status.FAILED, f"cannot read tcp://me@{address}")
+
+
 def test_a_start_makes_no_sense(restore: Any) -> None:
     with pytest.raises(UsageError, match="--start with a camera"):
         restore(camera("64x48"), start_s=1.0)
@@ -221,6 +237,7 @@ def test_cameras_are_told_by_their_address(source: str, live: bool) -> None:
 def test_passwords_are_left_out_of_what_is_said() -> None:
     assert without_password("rtsp://me:se/cret:x@host:554/a") == "rtsp://me:se/cret:x@host:554/a"
     assert without_password("rtsp://me:secret@host:554/a") == "rtsp://me@host:554/a"
+    assert without_password("rtsp://me:sec@r:et@host:554/a") == "rtsp://me@host:554/a"
     assert without_password("rtsp://host:554/a@b") == "rtsp://host:554/a@b"
 
 

@@ -25,11 +25,11 @@ __all__ = ["is_stream", "run_stream"]
 
 def is_stream(sources: Sequence[str]) -> bool:
     """Standard input or a camera, which is then the only source. Raises UsageError for more."""
-    from cmudrn.deploy.video.names import STANDARD_INPUT, is_live
+    from cmudrn.deploy.video.names import STANDARD_INPUT, is_live, without_password
 
     streams = [source for source in sources if source == STANDARD_INPUT or is_live(source)]
     if streams and len(sources) > 1:
-        raise UsageError(f"{streams[0]} and another source", fix="give it alone")
+        raise UsageError(f"{without_password(streams[0])} and another source", fix="give it alone")
     return bool(streams)
 
 

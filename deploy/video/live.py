@@ -79,10 +79,9 @@ def restore_live(
                     on_frame=on_frame,
                 )
     except (ImageError, OSError) as exc:
-        said = str(exc).replace(source, str(name)).removeprefix(f"{name}: ")
-        return replace(result, status=Status.FAILED, reason=said)
+        return replace(result, status=Status.FAILED, reason=_said(exc, address))
     problem = problem or reader.problem or ("" if passage.frames else "no frame came through")
-    return outcome(result, passage, problem=problem)
+    return outcome(result, passage, problem=_said(problem, address))
 
 
 def _passed(steps: Iterator[Step], sink: Sink, depths: Depths, options: LineOptions, **rest: Any) -> str:
@@ -92,6 +91,12 @@ def _passed(steps: Iterator[Step], sink: Sink, depths: Depths, options: LineOpti
     except (ImageError, OSError) as exc:
         return str(exc)
     return ""
+
+
+def _said(why: object, address: str) -> str:
+    """In a report: the address without its password, and not where it stands before it anyway."""
+    name = without_password(address)
+    return str(why).replace(address, name).removeprefix(f"{name}: ")
 
 
 def _opening(source: str) -> tuple[str, str | None, dict[str, str]]:
