@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 from cmudrn.deploy.backends import Backends  # noqa: E402
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob  # noqa: E402
+from cmudrn.deploy.keep_options import KeepOptions  # noqa: E402
 from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.sources import Item  # noqa: E402
 from cmudrn.deploy.tiling import restore_each  # noqa: E402
@@ -141,6 +144,49 @@ def test_sound_and_subtitles_are_copied_byte_for_byte(
     assert after.languages == before.languages
     assert after.languages["audio"] == "deu"
     assert after.metadata["title"] == "rain"
+
+
+def test_the_files_time_is_kept(tmp_path: Path, restore: Any) -> None:
+    source = make_clip(tmp_path / "a.mp4", times=2)
+    os.utime(source, ns=(10**18, 10**18))
+    target, _ = restore(source, "a.mp4")
+    assert target.stat().st_mtime_ns == 10**18
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_strip_leaves_out_what_tells_of_place_time_and_people(
+    name: str, job: InferJob, backends: Backends, tmp_path: Path
+) -> None:
+    told = {"title": "my Sunday", "location": "+48.1+011.5/", "artist": "me", "comment": "at home"}
+    plain = make_clip(tmp_path / f"plain {name}", times=5, sound="aac", metadata=told)
+    source = tmp_path / name
+    with av.open(str(plain)) as one, av.open(str(source), "w") as other:
+        other.set_chapters(
+            [{"id": 1, "start": 0, "end": 90, "time_base": MS, "metadata": {"title": "our garden"}}]
+        )
+        other.metadata.update(told)
+        copies = {stream.index: other.add_stream_from_template(stream) for stream in one.streams}
+        copies[1].metadata["language"], copies[1].metadata["title"] = "deu", "our voices"
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                other.mux(packet)
+    os.utime(source, ns=(10**18, 10**18))
+    for strip in (False, True):
+        target = tmp_path / f"{strip} {name}"
+        own = replace(job, keep=KeepOptions(strip=strip))
+        (result,) = restore_clips(own, VideoOptions(), [Item(source=source, target=target)], backends)
+        assert result.status is Status.RESTORED, result.reason
+        with av.open(str(target)) as container:
+            assert bool(container.chapters()) is not strip
+        after = facts(target)
+        assert after.languages["audio"] == "deu"
+        assert ("title" in after.metadata) is not strip
+        assert (target.stat().st_mtime_ns == 10**18) is not strip
+        data = target.read_bytes()
+        assert any(name.lower().startswith("location") for name in after.metadata) is not strip
+        words = (b"our garden", b"my Sunday", b"at home")
+        assert [word for word in words if (word in data) is strip] == []
 
 
 def test_frames_are_what_the_network_gives_for_the_decoded_ones(

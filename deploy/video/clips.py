@@ -107,7 +107,10 @@ def _pass(
         height, width = source.size
         result = replace(result, height=height, width=width)
         of = source.expected_frames
-        with ClipWriter(result.target, source, options, on_note=on_note) as sink:
+        kept = None if job.keep.strip else result.source.stat().st_mtime_ns
+        with ClipWriter(
+            result.target, source, options, strip=job.keep.strip, modified_ns=kept, on_note=on_note
+        ) as sink:
             run_line(
                 source.steps(),
                 sink,

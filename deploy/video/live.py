@@ -64,7 +64,9 @@ def restore_live(
             height, width = reader.size
             result = replace(result, height=height, width=width)
             with (
-                ClipWriter(target, reader, options, in_pieces=True, on_note=on_note) as sink,
+                ClipWriter(
+                    target, reader, options, in_pieces=True, strip=job.keep.strip, on_note=on_note
+                ) as sink,
                 Depths(job, backends, options.counts(job.loops), on_note=on_note) as depths,
             ):
                 problem = _passed(
