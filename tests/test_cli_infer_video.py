@@ -133,6 +133,9 @@ def test_existing_clips_are_refused_overwritten_or_skipped(
         (["trip/a.mp4", "--crf", "99"], "--crf 99"),
         (["trip/a.mp4", "--codec", "none", "-o", "o.mp4"], "--codec none: no such encoder"),
         (["trip", "--codec", "aac", "-o", "out"], "--codec aac"),
+        (["trip/a.mp4", "--raw-size", "6x4"], "--raw-size with files"),
+        (["/dev/video99", "--resume", "--gate", "-o", "o.mp4"], "--resume, --gate with a camera: do nothing"),
+        (["/dev/video99", "--skip-existing", "-o", "o.mp4"], "--skip-existing with a camera: does nothing"),
         (["/dev/video99", "--start", "3", "-o", "o.mp4"], "--start with a camera"),
         (["/dev/video99", "--raw-size", "6x4", "-o", "o.mp4"], "--raw-size with a camera"),
         (["trip/a.mp4", "--fps", "25"], "--adaptive and --fps belong together"),
@@ -154,6 +157,15 @@ def test_what_makes_no_sense_is_one_line_with_a_way_out_and_touches_nothing(
     assert said in lines[0]
     assert "secret" not in lines[0]
     assert files(tmp_path) == before
+
+
+def test_what_is_of_photographs_alone_is_noted_with_clips_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer("trip/a.mp4", "-o", "out.mp4", "--heatmap", "--quality", "5") == 0
+    assert "note: --heatmap, --quality: of photographs alone" in capsys.readouterr().err
+    assert infer("trip", "-o", "out", "--heatmap") == 0
+    assert "alone" not in capsys.readouterr().err
 
 
 def test_without_pyav_clips_fail_with_the_way_to_get_it_and_photographs_go_on(

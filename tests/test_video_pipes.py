@@ -290,6 +290,10 @@ def test_ctrl_c_ends_it_where_nobody_reads(piped: subprocess.Popen[bytes]) -> No
     ("options", "said"),
     [
         (["-o", "out.mp4"], "frames go to standard output"),
+        (["--start", "5", "--codec", "h264", "--crf", "3"], "--start, --codec, --crf with SRC -: do nothing"),
+        (["--end", "5"], "--end with SRC -: does nothing there"),
+        (["--strip", "--resume", "--gate"], "--strip, --resume, --gate with SRC -"),
+        (["--format", "webp"], "--format with SRC -"),
         (["--report", "-"], "frames go to standard output"),
         (["--raw-size", "30"], "--raw-size 30"),
         (["--raw-size", "0x5"], "--raw-size 0x5"),

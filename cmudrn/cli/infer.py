@@ -33,7 +33,7 @@ from cmudrn.cli.infer_options import (
     Strip,
     Tile,
 )
-from cmudrn.cli.infer_streams import is_stream, run_stream
+from cmudrn.cli.infer_streams import check_files, is_stream, run_stream
 from cmudrn.cli.infer_telling import check_report_path, note, print_end, progress, write_report
 from cmudrn.cli.options import (
     AllowUnverified,
@@ -196,6 +196,7 @@ def infer(
     if is_stream(sources):
         run_stream(job, video, sources[0], report, report_to)
     else:
+        check_files(job, video)
         _run(job, video, report, report_to)
     raise typer.Exit(report.exit_code)
 
