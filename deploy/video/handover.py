@@ -91,7 +91,7 @@ class Handover(Generic[Thing]):
 class DroppingHandover(Handover[Thing]):
     """Of a camera, which waits for nobody: what waited longest makes room, and is counted.
 
-    may_drop: what it may be; the rest stays, and counts for nothing: small it is, but it would evict all else.
+    may_drop: what it may be; the rest stays, and counts for nothing: small as it is, it would evict all else.
     """
 
     def __init__(self, limit_bytes: int, may_drop: Callable[[Thing], bool] = lambda thing: True) -> None:

@@ -200,7 +200,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
             self._seek(begin_s)
 
     def _seek(self, begin_s: Fraction) -> None:
-        """To a key frame before the part. Transport streams list none: farther back where it came too late."""
+        """To a key frame before the part; farther back where it came too late, as transport streams list none."""
         for back_s in FARTHER_BACK_S:
             at_s = self._from_s - back_s
             if at_s <= begin_s:
