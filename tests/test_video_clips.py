@@ -366,6 +366,17 @@ def test_a_part_is_cut_out_and_begins_at_zero(tmp_path: Path, restore: Any) -> N
     assert np.allclose(times, [(at or 0.0) - 1.0 for at, _ in wanted], atol=1e-3)
 
 
+def test_a_part_of_a_clip_that_begins_late_begins_at_zero(tmp_path: Path, restore: Any) -> None:
+    """As transport streams do, at 1.4 s and more."""
+    times = [900_000 + 3600 * number for number in range(60)]
+    source = make_clip(tmp_path / "a.ts", times=times, time_base=Fraction(1, 90_000))
+    target, result = restore(source, "part.mkv", start_s=1.02, end_s=1.5)
+    shown = [frame.pts * frame.time_base for frame in frames_of(target)]
+    assert result.status is Status.RESTORED, result.reason
+    assert len(shown) == 12
+    assert 0 <= shown[0] < Fraction(1, 25)
+
+
 def numbers_of(clip: Path, **part: Any) -> list[int]:
     """Which `picture`s are in a part of it."""
     pictures = [picture(number).astype(float) for number in range(100)]

@@ -38,9 +38,7 @@ class LineOptions:
     drops: bool = False  # what waited longest, where the source does not wait
     preview: bool = False  # each frame beside what became of it
     waiting: int = WAITING
-    joins: bool = (
-        True  # its threads; not where they may wait for ever, as on a pipe: they end with the process
-    )
+    joins: bool = True  # its threads; not where they may wait for ever, as on a pipe
 
 
 @dataclass

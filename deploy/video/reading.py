@@ -47,7 +47,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
 
     source: a file's path, or an address. Entering decodes the first frame, and raises ImageError for what is
     no video, has no frames, or is of more than max_pixels. start_s, end_s: from the clip's begin; what is
-    before is left out, and the rest begins at 0. A live source begins at 0 with its first frame. After
+    before is left out, and times count from there. A live source begins at 0 with its first frame. After
     `steps`, `problem` says in a line what was wrong with the clip.
     """
 
@@ -66,7 +66,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self.source, self.problem = source, ""
         self._max_pixels, self._is_live = max_pixels, is_live
         self._start_s, self._end_s = _exact(start_s), None if end_s is None else _exact(end_s)
-        self._shift_s = self._start_s  # what is taken off all times
+        self._shift_s = Fraction(0)  # what is taken off all times
         self._opening = (container_format, options, timeout_s)
         self._held: list[Beside] = []  # packets before the first frame
         self._packets_read = self._damaged = 0
@@ -197,10 +197,11 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self._from_s = begin_s + self._start_s if self._start_s else Fraction(-(10**12))
         self._until_s = None if self._end_s is None or self._is_live else begin_s + self._end_s
         if self._start_s:
+            self._shift_s = self._from_s
             self._seek(begin_s)
 
     def _seek(self, begin_s: Fraction) -> None:
-        """To a key frame before the part; farther back where it came too late, as transport streams list none."""
+        """To a key frame before the part. Transport streams list none, so that it may come too late."""
         for back_s in FARTHER_BACK_S:
             at_s = self._from_s - back_s
             if at_s <= begin_s:
