@@ -128,7 +128,7 @@ class JobReport:
     failures: list[ItemResult] = field(default_factory=list)  # the first that are shown
     redone: list[ItemResult] = field(default_factory=list)  # the same
     started: float = field(default_factory=time.perf_counter)
-    seconds: float = 0.0  # from the start to the last image
+    seconds: float = 0.0  # from the start to the last image, and to the end once that is told
 
     def add(self, result: ItemResult) -> None:
         self.counts[result.status] += 1
@@ -153,6 +153,10 @@ class JobReport:
             self.anew += 1
             if len(self.redone) < SHOWN:
                 self.redone.append(result)
+
+    def end(self) -> None:
+        """The clock runs on to here: what was broken off took its time, too."""
+        self.seconds = time.perf_counter() - self.started
 
     @property
     def begun(self) -> bool:

@@ -208,6 +208,8 @@ def test_ctrl_c_leaves_no_half_clip(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
+    assert "0 restored in " in said
+    assert "in 0.0 s" not in said  # it took its time
     assert files(tmp_path) == ["a.mp4"]
 
 
