@@ -21,7 +21,7 @@ from cmudrn.errors import ImageError
 
 __all__ = ["restore_live"]
 
-WAITING = 4  # frames: a sixth of a second of what is seen, at 25 a second
+WAITING_LIVE = 4  # frames: a sixth of a second of what is seen, at 25 a second
 TIMEOUT_S = 10.0  # for a source to begin, and for its next packet
 
 
@@ -74,7 +74,7 @@ def restore_live(
                     sink,
                     depths,
                     LineOptions(
-                        budget_s=options.budget_s, preview=options.preview, drops=True, waiting=WAITING
+                        budget_s=options.budget_s, preview=options.preview, drops=True, waiting=WAITING_LIVE
                     ),
                     passage=passage,
                     frame_bytes=reader.frame_bytes,
