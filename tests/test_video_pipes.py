@@ -159,6 +159,8 @@ def test_what_stands_between_frames_is_a_break(restore: Any) -> None:
 def test_an_empty_stream_of_frames_is_no_failure(restore: Any) -> None:
     out, result = restore(b"", raw=RawFrames(height=23, width=30))
     assert (out, result.status, result.frames) == (b"", Status.RESTORED, 0)
+    header = b"YUV4MPEG2 W6 H4 F25:1 C444\n"
+    assert restore(header)[0] == header
     report = JobReport()
     report.add(result)
     assert "/s)" not in report.summary()
