@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmudrn.deploy.fingerprint import Fingerprint
+from cmudrn.deploy.video.names import STANDARD_INPUT, is_clip, is_live
 from cmudrn.wording import counted
 
 __all__ = ["ItemResult", "JobReport", "Status", "report_lines"]
@@ -73,6 +74,12 @@ class ItemResult:
         """Of all pages."""
         return self.pages * self.height * self.width
 
+    @property
+    def is_moving(self) -> bool:
+        """A clip, a camera or a pipe, and no photograph."""
+        name = str(self.source)
+        return name == STANDARD_INPUT or is_clip(name) or is_live(name)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats to a tenth of a millisecond."""
         values: dict[str, Any] = {}
@@ -114,13 +121,15 @@ class JobReport:
     pixels: int = 0  # restored in this session, as all that follows
     frames: int = 0  # of clips, those that broke off too
     dropped: int = 0
+    moving: int = 0  # clips and streams, whatever became of them
+    photographs: int = 0  # restored or left alone
     frames_by_loops: Counter[int] = field(default_factory=Counter)
     stage_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "restore": 0.0, "encode": 0.0})
     gate_s: float = 0.0
     failures: list[ItemResult] = field(default_factory=list)  # the first that are shown
     redone: list[ItemResult] = field(default_factory=list)  # the same
     started: float = field(default_factory=time.perf_counter)
-    seconds: float = 0.0  # from the start to the last image
+    seconds: float = 0.0  # from the start to the last image, and to the end once that is told
 
     def add(self, result: ItemResult) -> None:
         self.counts[result.status] += 1
@@ -134,6 +143,8 @@ class JobReport:
         self.gate_s += result.gate_s
         self.frames += result.frames
         self.dropped += result.dropped
+        self.moving += result.is_moving
+        self.photographs += not result.is_moving and result.status in (Status.RESTORED, Status.CLEAN)
         self.frames_by_loops.update(result.frames_by_loops)
         if result.status is Status.RESTORED or result.frames:
             self.pixels += result.pixels * max(1, result.frames)
@@ -143,6 +154,10 @@ class JobReport:
             self.anew += 1
             if len(self.redone) < SHOWN:
                 self.redone.append(result)
+
+    def end(self) -> None:
+        """The clock runs on to here: what was broken off took its time, too."""
+        self.seconds = time.perf_counter() - self.started
 
     @property
     def begun(self) -> bool:
@@ -169,13 +184,19 @@ class JobReport:
         if self.before:
             parts[-1] += f" ({self.before} {'of both' if clean else 'of them'} before)"
         parts += [f"{count} {status.value}" for status, count in rest if count]
-        rate = f"{self.images_per_s:.1f} images/s"
-        if self.frames:
+        if self.frames or self.dropped:
             parts.append(
                 counted(self.frames, "frame") + (f", {self.dropped:,} dropped" if self.dropped else "")
             )
-            rate = f"{self.frames / self.seconds if self.seconds else 0:.1f} frames/s"
-        return f"{', '.join(parts)} in {self.seconds:.1f} s ({rate})"
+        return f"{', '.join(parts)} in {self.seconds:.1f} s{self._rate()}"
+
+    def _rate(self) -> str:
+        """Of images or of frames; of both together there is none."""
+        if not self.moving:
+            return f" ({self.images_per_s:.1f} images/s)"
+        if self.photographs or not self.frames or not self.seconds:
+            return ""
+        return f" ({self.frames / self.seconds:.1f} frames/s)"
 
     def loop_lines(self) -> list[str]:
         """A line with the frames of each loop count, where there were several."""

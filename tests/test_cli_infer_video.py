@@ -62,6 +62,18 @@ def test_a_folder_may_mix_photographs_and_clips(folder: Path, capsys: pytest.Cap
     assert (report["restored"], report["frames"], report["frames_by_loops"]) == (4, 8, {"1": 8})
 
 
+@pytest.mark.parametrize(
+    ("sources", "rate"),
+    [(["trip"], ""), (["trip/b.png"], "images/s"), (["trip/a.mp4", "trip/day 2/C.MP4"], "frames/s")],
+)
+def test_a_rate_is_told_of_photographs_or_of_frames_not_of_both(
+    sources: list[str], rate: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(*sources, "-o", "out/") == 0
+    said = capsys.readouterr().err
+    assert [word for word in ("images/s", "frames/s") if word in said] == ([rate] if rate else [])
+
+
 def test_a_clip_is_restored_beside_itself_or_where_it_is_told(folder: Path) -> None:
     assert infer("trip/a.mp4") == 0
     assert len(frames_of(folder / "a-restored.mp4")) == 5
@@ -120,10 +132,17 @@ def test_existing_clips_are_refused_overwritten_or_skipped(
         (["trip/a.mp4", "--start", "5", "--end", "4"], "--end 4 is not after --start 5"),
         (["trip/a.mp4", "--crf", "99"], "--crf 99"),
         (["trip/a.mp4", "--codec", "none", "-o", "o.mp4"], "--codec none: no such encoder"),
+        (["trip", "--codec", "aac", "-o", "out"], "--codec aac"),
+        (["trip/a.mp4", "--raw-size", "6x4"], "--raw-size with files"),
+        (["/dev/video99", "--resume", "--gate", "-o", "o.mp4"], "--resume, --gate with a camera: do nothing"),
+        (["/dev/video99", "--skip-existing", "-o", "o.mp4"], "--skip-existing with a camera: does nothing"),
+        (["/dev/video99", "--start", "3", "-o", "o.mp4"], "--start with a camera"),
+        (["/dev/video99", "--raw-size", "6x4", "-o", "o.mp4"], "--raw-size with a camera"),
         (["trip/a.mp4", "--fps", "25"], "--adaptive and --fps belong together"),
         (["trip/a.mp4", "--fps", "25", "--adaptive", "--min-loops", "2"], "--min-loops 2 is more than"),
         (["/dev/video99"], "/dev/video99: where to?"),
         (["rtsp://me:secret@nowhere/x", "-o", "out.png"], "rtsp://me@nowhere/x: where to?"),
+        (["rtsp://me:s@ecret@nowhere/x", "trip"], "rtsp://me@nowhere/x and another source"),
         (["/dev/video99", "trip", "-o", "out"], "/dev/video99 and another source"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -138,6 +157,15 @@ def test_what_makes_no_sense_is_one_line_with_a_way_out_and_touches_nothing(
     assert said in lines[0]
     assert "secret" not in lines[0]
     assert files(tmp_path) == before
+
+
+def test_what_is_of_photographs_alone_is_noted_with_clips_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer("trip/a.mp4", "-o", "out.mp4", "--heatmap", "--quality", "5") == 0
+    assert "note: --heatmap, --quality: of photographs alone" in capsys.readouterr().err
+    assert infer("trip", "-o", "out", "--heatmap") == 0
+    assert "alone" not in capsys.readouterr().err
 
 
 def test_without_pyav_clips_fail_with_the_way_to_get_it_and_photographs_go_on(
@@ -180,6 +208,8 @@ def test_ctrl_c_leaves_no_half_clip(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
+    assert "0 restored in " in said
+    assert "in 0.0 s" not in said  # it took its time
     assert files(tmp_path) == ["a.mp4"]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +22,14 @@ from numpy.typing import NDArray  # noqa: E402
 
 from cmudrn.deploy.backends import Backends  # noqa: E402
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob  # noqa: E402
+from cmudrn.deploy.keep_options import KeepOptions  # noqa: E402
 from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.sources import Item  # noqa: E402
 from cmudrn.deploy.tiling import restore_each  # noqa: E402
 from cmudrn.deploy.video.clips import restore_clips  # noqa: E402
+from cmudrn.deploy.video.frames import Frame  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
+from cmudrn.deploy.video.reading import ClipReader  # noqa: E402
 
 ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # shown a quarter turn clockwise
 MIRRORED = (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
@@ -139,6 +144,49 @@ def test_sound_and_subtitles_are_copied_byte_for_byte(
     assert after.languages == before.languages
     assert after.languages["audio"] == "deu"
     assert after.metadata["title"] == "rain"
+
+
+def test_the_files_time_is_kept(tmp_path: Path, restore: Any) -> None:
+    source = make_clip(tmp_path / "a.mp4", times=2)
+    os.utime(source, ns=(10**18, 10**18))
+    target, _ = restore(source, "a.mp4")
+    assert target.stat().st_mtime_ns == 10**18
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_strip_leaves_out_what_tells_of_place_time_and_people(
+    name: str, job: InferJob, backends: Backends, tmp_path: Path
+) -> None:
+    told = {"title": "my Sunday", "location": "+48.1+011.5/", "artist": "me", "comment": "at home"}
+    plain = make_clip(tmp_path / f"plain {name}", times=5, sound="aac", metadata=told)
+    source = tmp_path / name
+    with av.open(str(plain)) as one, av.open(str(source), "w") as other:
+        other.set_chapters(
+            [{"id": 1, "start": 0, "end": 90, "time_base": MS, "metadata": {"title": "our garden"}}]
+        )
+        other.metadata.update(told)
+        copies = {stream.index: other.add_stream_from_template(stream) for stream in one.streams}
+        copies[1].metadata["language"], copies[1].metadata["title"] = "deu", "our voices"
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                other.mux(packet)
+    os.utime(source, ns=(10**18, 10**18))
+    for strip in (False, True):
+        target = tmp_path / f"{strip} {name}"
+        own = replace(job, keep=KeepOptions(strip=strip))
+        (result,) = restore_clips(own, VideoOptions(), [Item(source=source, target=target)], backends)
+        assert result.status is Status.RESTORED, result.reason
+        with av.open(str(target)) as container:
+            assert bool(container.chapters()) is not strip
+        after = facts(target)
+        assert after.languages["audio"] == "deu"
+        assert ("title" in after.metadata) is not strip
+        assert (target.stat().st_mtime_ns == 10**18) is not strip
+        data = target.read_bytes()
+        assert any(name.lower().startswith("location") for name in after.metadata) is not strip
+        words = (b"our garden", b"my Sunday", b"at home")
+        assert [word for word in words if (word in data) is strip] == []
 
 
 def test_frames_are_what_the_network_gives_for_the_decoded_ones(
@@ -316,6 +364,47 @@ def test_a_part_is_cut_out_and_begins_at_zero(tmp_path: Path, restore: Any) -> N
     assert [data for _, data in after.copied["audio"]] == [data for _, data in wanted]
     times = [at or 0.0 for at, _ in after.copied["audio"]]
     assert np.allclose(times, [(at or 0.0) - 1.0 for at, _ in wanted], atol=1e-3)
+
+
+def test_a_part_of_a_clip_that_begins_late_begins_at_zero(tmp_path: Path, restore: Any) -> None:
+    """As transport streams do, at 1.4 s and more."""
+    times = [900_000 + 3600 * number for number in range(60)]
+    source = make_clip(tmp_path / "a.ts", times=times, time_base=Fraction(1, 90_000))
+    target, result = restore(source, "part.mkv", start_s=1.02, end_s=1.5)
+    shown = [frame.pts * frame.time_base for frame in frames_of(target)]
+    assert result.status is Status.RESTORED, result.reason
+    assert len(shown) == 12
+    assert 0 <= shown[0] < Fraction(1, 25)
+
+
+def numbers_of(clip: Path, **part: Any) -> list[int]:
+    """Which `picture`s are in a part of it."""
+    pictures = [picture(number).astype(float) for number in range(100)]
+    with ClipReader(str(clip), max_pixels=10**6, **part) as reader:
+        frames = [step.pixels for step in reader.steps() if isinstance(step, Frame)]
+    return [int(np.argmin([np.abs(pixels - one).mean() for one in pictures])) for pixels in frames]
+
+
+@pytest.mark.parametrize(
+    ("name", "clip"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {"time_base": MS}),
+        ("a.avi", {"time_base": Fraction(1, 25), "codec": "mpeg4"}),
+        ("a.ts", {"time_base": Fraction(1, 90_000)}),
+        ("a.m2ts", {"time_base": Fraction(1, 90_000)}),
+        ("a.mpg", {"time_base": Fraction(1, 25), "codec": "mpeg2video"}),
+        ("a.flv", {"time_base": MS}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("between", [25, 250])
+def test_a_part_has_all_its_frames_wherever_the_key_frames_are(
+    name: str, clip: dict[str, Any], between: int, tmp_path: Path
+) -> None:
+    """FFmpeg seeks to no key frame in transport and program streams."""
+    source = make_clip(tmp_path / name, times=100, codec_options={"g": str(between), "b": "2000000"}, **clip)
+    assert numbers_of(source, start_s=1.52, end_s=2.6) == list(range(38, 65))
 
 
 def test_sound_that_the_container_cannot_hold_is_said_before_anything_is_written(

@@ -92,12 +92,21 @@ def test_a_camera_never_waits_and_what_waited_longest_goes() -> None:
 
 def test_only_what_may_be_dropped_is() -> None:
     """Sound is kept: a packet of it is small, and would be missed."""
-    queue: DroppingHandover[str] = DroppingHandover(3, lambda thing: thing.startswith("frame"))
+    queue: DroppingHandover[str] = DroppingHandover(2, lambda thing: thing.startswith("frame"))
     for thing in ("frame 0", "sound 0", "frame 1", "sound 1", "frame 2", "frame 3"):
         queue.put(thing, 1)
     queue.end()
-    assert list(queue) == ["sound 0", "sound 1", "frame 3"]
-    assert queue.dropped == 3
+    assert list(queue) == ["sound 0", "sound 1", "frame 2", "frame 3"]
+    assert queue.dropped == 2
+
+
+def test_sound_leaves_frames_their_room_however_much_of_it_comes() -> None:
+    queue: DroppingHandover[str] = DroppingHandover(2, lambda thing: thing.startswith("frame"))
+    for thing in ("frame 0", *["sound"] * 100, "frame 1", *["sound"] * 100):
+        queue.put(thing, 1)
+    queue.end()
+    assert [thing for thing in queue if thing != "sound"] == ["frame 0", "frame 1"]
+    assert queue.dropped == 0
 
 
 def test_a_fast_camera_and_a_slow_taker_lose_none_uncounted() -> None:

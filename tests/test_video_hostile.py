@@ -22,7 +22,7 @@ from cmudrn.deploy.job import BackendName, BackendOptions, InferJob  # noqa: E40
 from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.sources import Item  # noqa: E402
 from cmudrn.deploy.video import line  # noqa: E402
-from cmudrn.deploy.video.clips import restore_clips  # noqa: E402
+from cmudrn.deploy.video.clips import check_codec, restore_clips  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
 from cmudrn.errors import CmudrnError, UsageError  # noqa: E402
 
@@ -91,6 +91,18 @@ def test_a_truncated_clip_gives_its_frames_up_to_the_break(
     assert [frame.pts * frame.time_base for frame in frames_of(target)] == [
         frame.pts * frame.time_base for frame in expected
     ]
+
+
+@pytest.mark.parametrize(
+    ("end_s", "status"), [(1.0, Status.RESTORED), (3.0, Status.FAILED), (9.0, Status.FAILED)]
+)
+def test_a_part_is_whole_where_the_clip_breaks_after_it(
+    end_s: float, status: Status, tmp_path: Path, restore: Any
+) -> None:
+    source = cut(make_clip(tmp_path / "a.mkv", times=100, size=(96, 128), time_base=MS), 0.5)
+    _, result = restore(source, end_s=end_s)
+    assert result.status is status, result.reason
+    assert (result.frames == 25) is (status is Status.RESTORED)
 
 
 def test_a_transport_stream_that_is_cut_gives_what_is_there(tmp_path: Path, restore: Any) -> None:
@@ -222,13 +234,10 @@ def test_the_others_go_on_after_a_clip_that_fails(job: InferJob, backends: Backe
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
 
 
-def test_an_encoder_that_is_not_there_is_refused_before_the_first_clip(
-    job: InferJob, backends: Backends, tmp_path: Path
-) -> None:
-    item = Item(source=make_clip(tmp_path / "a.mp4"), target=tmp_path / "b.mp4")
-    for codec, said in (("libnone", "no such encoder"), ("aac", "encodes audio")):
-        with pytest.raises(UsageError, match=said):
-            list(restore_clips(job, VideoOptions(codec=codec), [item], backends))
+@pytest.mark.parametrize(("codec", "said"), [("libnone", "no such encoder"), ("aac", "encodes audio")])
+def test_an_encoder_that_is_not_there_is_refused(codec: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_codec(VideoOptions(codec=codec))
 
 
 @pytest.mark.parametrize(("codec", "crf"), [("mpeg4", 20), ("ffv1", 3)])

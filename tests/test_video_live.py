@@ -31,7 +31,9 @@ from cmudrn.deploy.report import ItemResult, Status  # noqa: E402
 from cmudrn.deploy.video.live import restore_live  # noqa: E402
 from cmudrn.deploy.video.names import is_live, without_password  # noqa: E402
 from cmudrn.deploy.video.options import VideoOptions  # noqa: E402
-from cmudrn.errors import UsageError  # noqa: E402
+from cmudrn.deploy.video.reading import ClipReader  # noqa: E402
+from cmudrn.deploy.video.writing import ClipWriter  # noqa: E402
+from cmudrn.errors import ImageError, UsageError  # noqa: E402
 
 pytestmark = pytest.mark.skipif("lavfi" not in av.formats_available, reason="this PyAV has no lavfi")
 ONE_THREAD = BackendOptions(name=BackendName.ONNX, threads=1)
@@ -75,6 +77,20 @@ def test_a_camera_that_is_faster_loses_the_oldest_frames_and_they_are_counted(re
     assert len(times) == result.frames
     assert 0 <= times[0] < 2  # the first ones may be lost, too
     assert all(time * 50 == int(time * 50) for time in times)  # each at its own time
+
+
+def test_sound_evicts_no_pictures(restore: Any) -> None:
+    _, result = restore("lavfi:nullsrc=size=64x48:rate=25[out0];sine[out1]", name="out.mkv", end_s=1.0)
+    assert (result.status, result.frames + result.dropped) == (Status.RESTORED, 25), result.reason
+    assert result.frames > 0
+
+
+def test_a_camera_of_which_no_frame_came_through_has_failed(
+    restore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipReader, "steps", lambda reader: iter(()))
+    _, result = restore(camera("64x48"), end_s=1.0)
+    assert (result.status, result.reason) == (Status.FAILED, "no frame came through")
 
 
 def test_a_camera_that_is_slow_enough_loses_none(restore: Any) -> None:
@@ -150,6 +166,23 @@ def test_a_stream_from_the_network_ends_when_it_ends_and_begins_at_zero(tmp_path
     assert np.all(np.diff([frame.pts for frame in frames_of(target)]) > 0)
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_are_at_their_own_times_where_the_first_ones_were_dropped(
+    name: str, codec: str, tmp_path: Path
+) -> None:
+    """With frames that are decoded before ones shown earlier, and without."""
+    clip = make_clip(tmp_path / "a.mkv", times=60, time_base=Fraction(1, 1000))
+    with (
+        ClipReader(str(clip), max_pixels=10**6) as reader,
+        ClipWriter(tmp_path / name, reader, VideoOptions(codec=codec), in_pieces=True) as writer,
+    ):
+        for step in list(reader.steps())[25:]:
+            writer.write(step)
+    times = [frame.pts * frame.time_base for frame in frames_of(tmp_path / name)]
+    assert times == [Fraction(number, 25) for number in range(25, 60)]
+
+
 def test_a_camera_that_is_not_there_is_a_line_without_its_password(restore: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -160,6 +193,22 @@ def test_a_camera_that_is_not_there_is_a_line_without_its_password(restore: Any)
     _, result = restore("/dev/video99")
     assert result.status is Status.FAILED
     assert "cannot read" in result.reason
+
+
+def test_a_stream_that_fails_on_the_way_is_a_line_without_its_password(
+    tmp_path: Path, restore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = ClipReader.steps
+
+    def failing(reader: ClipReader) -> Iterator[Any]:
+        yield next(begin(reader))
+        raise ImageError(f"{reader.source}: cannot read {reader.source}")
+
+    monkeypatch.setattr(ClipReader, "steps", failing)
+    clip = make_clip(tmp_path / "a.ts", times=9, time_base=Fraction(1, 90_000))
+    address = serve(clip.read_bytes()).removeprefix("tcp://")
+    _, result = restore(f"tcp://me:secret@{address}")
+    assert (result.status, result.reason) == (Status.FAILED, f"cannot read tcp://me@{address}")
 
 
 def test_a_start_makes_no_sense(restore: Any) -> None:
@@ -188,6 +237,7 @@ def test_cameras_are_told_by_their_address(source: str, live: bool) -> None:
 def test_passwords_are_left_out_of_what_is_said() -> None:
     assert without_password("rtsp://me:se/cret:x@host:554/a") == "rtsp://me:se/cret:x@host:554/a"
     assert without_password("rtsp://me:secret@host:554/a") == "rtsp://me@host:554/a"
+    assert without_password("rtsp://me:sec@r:et@host:554/a") == "rtsp://me@host:554/a"
     assert without_password("rtsp://host:554/a@b") == "rtsp://host:554/a@b"
 
 

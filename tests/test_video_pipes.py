@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from cmudrn.deploy.backends import Backends
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob
-from cmudrn.deploy.report import ItemResult, Status
+from cmudrn.deploy.report import ItemResult, JobReport, Status
 from cmudrn.deploy.tiling import restore_each
 from cmudrn.deploy.video.options import RawFrames, RawOrder, VideoOptions
 from cmudrn.deploy.video.pipes import restore_pipe
@@ -158,6 +159,11 @@ def test_what_stands_between_frames_is_a_break(restore: Any) -> None:
 def test_an_empty_stream_of_frames_is_no_failure(restore: Any) -> None:
     out, result = restore(b"", raw=RawFrames(height=23, width=30))
     assert (out, result.status, result.frames) == (b"", Status.RESTORED, 0)
+    header = b"YUV4MPEG2 W6 H4 F25:1 C444\n"
+    assert restore(header)[0] == header
+    report = JobReport()
+    report.add(result)
+    assert "/s)" not in report.summary()
 
 
 @pytest.mark.parametrize(
@@ -231,10 +237,65 @@ def test_a_reader_that_goes_away_ends_it_cleanly(tmp_path: Path) -> None:
         process.stdin.close()
 
 
+@pytest.fixture
+def piped(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has restored a frame, and waits for the next ones."""
+    with subprocess.Popen(
+        [*COMMAND, "--raw-size", "30x23"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            send(process, 1)
+            assert process.stdout
+            assert len(process.stdout.read(23 * 30 * 3)) == 23 * 30 * 3
+            yield process
+        finally:
+            process.kill()
+
+
+def send(process: subprocess.Popen[bytes], frames: int) -> None:
+    assert process.stdin
+    process.stdin.write(noise(frames).tobytes())
+
+
+def test_ctrl_c_ends_it_where_nothing_comes(piped: subprocess.Popen[bytes]) -> None:
+    time.sleep(0.1)
+    piped.send_signal(signal.SIGINT)
+    assert piped.wait(20) == 130
+
+
+def test_a_reader_that_goes_away_ends_it_where_nothing_more_comes(piped: subprocess.Popen[bytes]) -> None:
+    assert piped.stdout
+    piped.stdout.close()
+    send(piped, 1)
+    assert piped.wait(20) == 1
+
+
+def test_ctrl_c_ends_it_where_nobody_reads(piped: subprocess.Popen[bytes]) -> None:
+    assert piped.stdin
+    os.set_blocking(piped.stdin.fileno(), False)
+    frames, sent, taken = noise(200).tobytes(), 0, -1
+    while sent != taken:  # until all pipes and queues are full
+        taken = sent
+        time.sleep(0.5)
+        sent += piped.stdin.write(frames[sent:]) or 0
+    piped.send_signal(signal.SIGINT)
+    assert piped.wait(20) == 130
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["-o", "out.mp4"], "frames go to standard output"),
+        (["--start", "5", "--codec", "h264", "--crf", "3"], "--start, --codec, --crf with SRC -: do nothing"),
+        (["--end", "5"], "--end with SRC -: does nothing there"),
+        (["--strip", "--resume", "--gate"], "--strip, --resume, --gate with SRC -"),
+        (["--format", "webp"], "--format with SRC -"),
         (["--report", "-"], "frames go to standard output"),
         (["--raw-size", "30"], "--raw-size 30"),
         (["--raw-size", "0x5"], "--raw-size 0x5"),

@@ -33,7 +33,7 @@ from cmudrn.cli.infer_options import (
     Strip,
     Tile,
 )
-from cmudrn.cli.infer_streams import is_stream, run_stream
+from cmudrn.cli.infer_streams import check_files, is_stream, run_stream
 from cmudrn.cli.infer_telling import check_report_path, note, print_end, progress, write_report
 from cmudrn.cli.options import (
     AllowUnverified,
@@ -130,6 +130,7 @@ def infer(
     from cmudrn.deploy.keep_options import KeepOptions
     from cmudrn.deploy.profile import Way
     from cmudrn.deploy.report import JobReport
+    from cmudrn.deploy.video.clips import check_codec
     from cmudrn.engines.spec import Output, Precision
     from cmudrn.formats import ImageFormat
     from cmudrn.images import DEFAULT_MAX_PIXELS
@@ -189,12 +190,14 @@ def infer(
         raw_format=raw_format,
     )
     video.counts(job.loops)  # refuses what contradicts the job
+    check_codec(video)
     check_report_path(report_to)
     _note_other_depth(job)
     report = JobReport()
     if is_stream(sources):
         run_stream(job, video, sources[0], report, report_to)
     else:
+        check_files(job, video)
         _run(job, video, report, report_to)
     raise typer.Exit(report.exit_code)
 

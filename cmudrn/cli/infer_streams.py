@@ -15,22 +15,49 @@ from cmudrn.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from cmudrn.deploy.backends import Backends
-    from cmudrn.deploy.job import InferJob
+    from cmudrn.deploy.job import Existing, InferJob
     from cmudrn.deploy.report import ItemResult, JobReport
     from cmudrn.deploy.video.line import Passage
     from cmudrn.deploy.video.options import VideoOptions
 
-__all__ = ["is_stream", "run_stream"]
+__all__ = ["check_files", "is_stream", "of_photographs", "run_stream"]
 
 
 def is_stream(sources: Sequence[str]) -> bool:
     """Standard input or a camera, which is then the only source. Raises UsageError for more."""
-    from cmudrn.deploy.video.names import STANDARD_INPUT, is_live
+    from cmudrn.deploy.video.names import STANDARD_INPUT, is_live, without_password
 
     streams = [source for source in sources if source == STANDARD_INPUT or is_live(source)]
     if streams and len(sources) > 1:
-        raise UsageError(f"{streams[0]} and another source", fix="give it alone")
+        raise UsageError(f"{without_password(streams[0])} and another source", fix="give it alone")
     return bool(streams)
+
+
+def of_photographs(job: InferJob) -> list[str]:
+    """The options given that say nothing about frames."""
+    from cmudrn.formats import Encoding
+
+    usual = Encoding()
+    told = {
+        "--gate": job.gate,
+        "--heatmap": job.keep.heatmap,
+        "--provenance": job.keep.provenance,
+        "--format": job.format is not None,
+        "--quality": job.encoding.quality != usual.quality,
+        "--png-level": job.encoding.png_level != usual.png_level,
+    }
+    return [name for name, given in told.items() if given]
+
+
+def check_files(job: InferJob, video: VideoOptions) -> None:
+    """Raises UsageError for what is of streams alone; notes what is of photographs where there are none."""
+    from cmudrn.deploy.video.names import is_clip
+
+    if video.raw is not None:
+        raise UsageError("--raw-size with files", fix="it is for frames on standard input, SRC -")
+    vain = of_photographs(job)
+    if vain and all(is_clip(source) and source.is_file() for source in job.sources):
+        note(f"note: {', '.join(vain)}: of photographs alone")
 
 
 def run_stream(
@@ -42,7 +69,7 @@ def run_stream(
 
     target = None
     if source == STANDARD_INPUT:
-        _check_pipe(job, report_to)
+        _check_pipe(job, video, report_to)
     else:
         target = _camera_target(job, video, source)
     with Backends(job, on_note=note) as backends:
@@ -60,7 +87,15 @@ def run_stream(
         write_report(report, job, [result], report_to)
 
 
-def _check_pipe(job: InferJob, report_to: str | None) -> None:
+def _check_pipe(job: InferJob, video: VideoOptions, report_to: str | None) -> None:
+    vain = {
+        "--start": video.start_s > 0,
+        "--end": video.end_s is not None,
+        "--codec": video.codec is not None,
+        "--crf": video.crf is not None,
+        "--strip": job.keep.strip,
+    }
+    _refuse([name for name, given in vain.items() if given] + _existing(job) + of_photographs(job), "SRC -")
     if job.out is not None:
         raise UsageError(f"-o {job.out} with SRC -: frames go to standard output", fix="leave -o away")
     if report_to == "-":
@@ -69,12 +104,34 @@ def _check_pipe(job: InferJob, report_to: str | None) -> None:
         raise UsageError("frames to a terminal", fix="cmudrn infer - | ffmpeg -i - out.mp4")
 
 
+def _existing(job: InferJob, *but: Existing) -> list[str]:
+    """What was told about targets that are there."""
+    from cmudrn.deploy.job import Existing
+
+    names = {
+        Existing.OVERWRITE: "--overwrite",
+        Existing.SKIP: "--skip-existing",
+        Existing.RESUME: "--resume",
+    }
+    return [names[job.existing]] if job.existing in names and job.existing not in but else []
+
+
+def _refuse(vain: list[str], source: str) -> None:
+    """Raises UsageError for options that would do nothing."""
+    if vain:
+        one = len(vain) == 1
+        raise UsageError(
+            f"{', '.join(vain)} with {source}: {'does' if one else 'do'} nothing there",
+            fix=f"leave {'it' if one else 'them'} away",
+        )
+
+
 def _camera_target(job: InferJob, video: VideoOptions, source: str) -> Path:
     from cmudrn.deploy.job import Existing
     from cmudrn.deploy.video.names import is_clip, need_av, without_password
 
-    if video.raw is not None:
-        raise UsageError("--raw-size with a camera", fix="it is for frames on standard input")
+    video.check_live()
+    _refuse(_existing(job, Existing.OVERWRITE) + of_photographs(job), "a camera")
     if job.out is None or not is_clip(job.out) or job.out.is_dir():
         raise UsageError(f"{without_password(source)}: where to?", fix="name a clip: -o out.mp4")
     need_av("a camera")
@@ -88,11 +145,10 @@ def _from_pipe(
 ) -> ItemResult:
     from cmudrn.deploy.video.pipes import restore_pipe
 
-    # Descriptors of our own: what Python would flush at its end may be closed by then.
-    with (
-        open(0, "rb", closefd=False) as source,
-        open(1, "wb", buffering=0, closefd=False) as sink,
-    ):
+    # Descriptors of our own: what Python would flush at its end may be closed by then. The source is never
+    # closed: a thread may be reading it, and closing would wait for that.
+    source = open(0, "rb", closefd=False)  # noqa: SIM115
+    with open(1, "wb", buffering=0, closefd=False) as sink:
         try:
             return restore_pipe(
                 job, video, backends, source, cast("BinaryIO", sink), on_frame=on_frame, on_note=note

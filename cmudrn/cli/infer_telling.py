@@ -31,6 +31,7 @@ def note(line: str) -> None:
 
 def print_end(report: JobReport) -> None:
     """What became of the job."""
+    report.end()
     for what, lines in (("Done anew:", report.redone_lines()), ("Not restored:", report.failure_lines())):
         if lines:
             note(what)

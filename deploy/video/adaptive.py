@@ -31,7 +31,6 @@ class LoopController:
         self._roomy = 0  # blocks in a row with room for the next count
         self._patience = PATIENCE
         self._on_trial = False  # the last move was up, and no block has been judged since
-        self.moves = 0
 
     @property
     def loops(self) -> int:
@@ -70,6 +69,4 @@ class LoopController:
         return mean_s * flops(self._counts[at], 1, 1) / flops(self.loops, 1, 1)
 
     def _move(self, at: int) -> None:
-        self._roomy = 0
-        if at != self._at:
-            self._at, self.moves = at, self.moves + 1
+        self._roomy, self._at = 0, at

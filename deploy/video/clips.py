@@ -20,11 +20,19 @@ from cmudrn.deploy.video.names import need_av
 from cmudrn.deploy.video.options import VideoOptions
 from cmudrn.errors import CmudrnError, EnvironmentMissing, ImageError
 
-__all__ = ["FrameNews", "outcome", "restore_clips", "waiting_frames"]
+__all__ = ["FrameNews", "check_codec", "outcome", "restore_clips", "waiting_frames"]
 
 FAILURES = (ImageError, OSError, MemoryError)  # of one clip; anything else ends the job
 FrameNews = Callable[[Path, int, int], None]  # a clip, how many of its frames are done, and of about how many
 LEAST_WAITING = 2
+
+
+def check_codec(options: VideoOptions) -> None:
+    """Raises UsageError for an encoder that is not there, as far as that can be known: with PyAV."""
+    if options.codec and find_spec("av"):
+        from cmudrn.deploy.video.encoders import encoder_told
+
+        encoder_told(options.codec)
 
 
 def restore_clips(
@@ -41,10 +49,6 @@ def restore_clips(
     A clip that cannot be read is a failed result, and the others go on. So is one that breaks off: what
     came before is written. Anything else is raised here; a full disk as CmudrnError.
     """
-    if options.codec and find_spec("av"):
-        from cmudrn.deploy.video.encoders import encoder_told
-
-        encoder_told(options.codec)  # refused before the first clip
     with Depths(job, backends, options.counts(job.loops), on_note=on_note) as depths:
         for item in items:
             yield _restored(job, options, item, depths, on_frame, on_note)
@@ -103,7 +107,10 @@ def _pass(
         height, width = source.size
         result = replace(result, height=height, width=width)
         of = source.expected_frames
-        with ClipWriter(result.target, source, options, on_note=on_note) as sink:
+        kept = None if job.keep.strip else result.source.stat().st_mtime_ns
+        with ClipWriter(
+            result.target, source, options, strip=job.keep.strip, modified_ns=kept, on_note=on_note
+        ) as sink:
             run_line(
                 source.steps(),
                 sink,

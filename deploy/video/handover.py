@@ -91,7 +91,7 @@ class Handover(Generic[Thing]):
 class DroppingHandover(Handover[Thing]):
     """Of a camera, which waits for nobody: what waited longest makes room, and is counted.
 
-    may_drop: what it may be; the rest stays.
+    may_drop: what it may be; the rest stays, and counts for nothing: small as it is, it would evict all else.
     """
 
     def __init__(self, limit_bytes: int, may_drop: Callable[[Thing], bool] = lambda thing: True) -> None:
@@ -101,6 +101,7 @@ class DroppingHandover(Handover[Thing]):
 
     def put(self, thing: Thing, size_bytes: int) -> None:
         """Never waits. Raises Closed where nobody takes it."""
+        size_bytes = size_bytes if self._may_drop(thing) else 0
         with self._changed:
             while not self._has_room(size_bytes) and self._drop_oldest():
                 self.dropped += 1

@@ -38,7 +38,7 @@ class LineOptions:
     drops: bool = False  # what waited longest, where the source does not wait
     preview: bool = False  # each frame beside what became of it
     waiting: int = WAITING
-    joins_reader: bool = True  # not where it may wait for ever, as on a pipe: it ends with the process
+    joins: bool = True  # its threads; not where they may wait for ever, as on a pipe
 
 
 @dataclass
@@ -65,7 +65,8 @@ def run_line(
 ) -> None:
     """Sends all steps to the sink, frames restored. `passage` counts along, also where this raises.
 
-    Raises what the source, the network or the sink raise; both threads have ended by then.
+    Raises what the source, the network or the sink raise; both threads have ended by then, but for
+    options.joins.
     """
     line = _Line(steps, sink, depths, options, passage, frame_bytes)
     try:
@@ -193,7 +194,7 @@ class _Line:
     def stop(self) -> None:
         self.inbox.close()
         self.outbox.close()
-        for thread in self.threads if self.options.joins_reader else self.threads[1:]:
+        for thread in self.threads if self.options.joins else ():  # finish() joins who writes
             with suppress(RuntimeError):  # Ctrl-C came before it was started: it finds all closed
                 thread.join()
         if isinstance(self.inbox, DroppingHandover):
@@ -224,6 +225,7 @@ class _Line:
         except BaseException as exc:  # noqa: BLE001 (raised again where it is handed on)
             self.write_error = exc
             self.outbox.close()
+            self.inbox.close()  # else this is not known before another frame comes
 
 
 def beside_each_other(source: Pixels, restored: Pixels) -> Pixels:

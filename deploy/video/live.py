@@ -17,11 +17,11 @@ from cmudrn.deploy.video.frames import Sink, Step
 from cmudrn.deploy.video.line import LineOptions, Passage, run_line
 from cmudrn.deploy.video.names import need_av, without_password
 from cmudrn.deploy.video.options import VideoOptions
-from cmudrn.errors import ImageError, UsageError
+from cmudrn.errors import ImageError
 
 __all__ = ["restore_live"]
 
-WAITING = 4  # frames: a sixth of a second of what is seen, at 25 a second
+WAITING_LIVE = 4  # frames: a sixth of a second of what is seen, at 25 a second
 TIMEOUT_S = 10.0  # for a source to begin, and for its next packet
 
 
@@ -39,13 +39,10 @@ def restore_live(
     """Until `stop` is set, the source ends, or options.end_s are over; the file is whole in each case.
 
     A source that cannot be opened, or that fails, is a failed result; what came before is written.
-    Raises UsageError for a start, EnvironmentMissing without PyAV.
+    Raises UsageError for a start or raw frames, EnvironmentMissing without PyAV.
     """
     need_av("a camera")
-    if options.start_s:
-        raise UsageError(
-            "--start with a camera: it begins now", fix="leave it away; --end 60 ends after a minute"
-        )
+    options.check_live()
     from cmudrn.deploy.video.reading import ClipReader
     from cmudrn.deploy.video.writing import ClipWriter
 
@@ -67,7 +64,9 @@ def restore_live(
             height, width = reader.size
             result = replace(result, height=height, width=width)
             with (
-                ClipWriter(target, reader, options, in_pieces=True, on_note=on_note) as sink,
+                ClipWriter(
+                    target, reader, options, in_pieces=True, strip=job.keep.strip, on_note=on_note
+                ) as sink,
                 Depths(job, backends, options.counts(job.loops), on_note=on_note) as depths,
             ):
                 problem = _passed(
@@ -75,16 +74,16 @@ def restore_live(
                     sink,
                     depths,
                     LineOptions(
-                        budget_s=options.budget_s, preview=options.preview, drops=True, waiting=WAITING
+                        budget_s=options.budget_s, preview=options.preview, drops=True, waiting=WAITING_LIVE
                     ),
                     passage=passage,
                     frame_bytes=reader.frame_bytes,
                     on_frame=on_frame,
                 )
     except (ImageError, OSError) as exc:
-        said = str(exc).replace(source, str(name)).removeprefix(f"{name}: ")
-        return replace(result, status=Status.FAILED, reason=said)
-    return outcome(result, passage, problem=problem or reader.problem)
+        return replace(result, status=Status.FAILED, reason=_said(exc, address))
+    problem = problem or reader.problem or ("" if passage.frames else "no frame came through")
+    return outcome(result, passage, problem=_said(problem, address))
 
 
 def _passed(steps: Iterator[Step], sink: Sink, depths: Depths, options: LineOptions, **rest: Any) -> str:
@@ -94,6 +93,12 @@ def _passed(steps: Iterator[Step], sink: Sink, depths: Depths, options: LineOpti
     except (ImageError, OSError) as exc:
         return str(exc)
     return ""
+
+
+def _said(why: object, address: str) -> str:
+    """In a report: the address without its password, and not where it stands before it anyway."""
+    name = without_password(address)
+    return str(why).replace(address, name).removeprefix(f"{name}: ")
 
 
 def _opening(source: str) -> tuple[str, str | None, dict[str, str]]:

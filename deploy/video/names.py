@@ -33,7 +33,7 @@ MUXERS: Mapping[str, str] = {
     ".mxf": "mxf",
 }
 LIVE = re.compile(r"(rtsp|rtsps|rtmp|rtmps|rtp|srt|udp|tcp|http|https|lavfi):|/dev/video\d+$")
-PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+PASSWORD = re.compile(r"(?<=://)([^/:@]*):[^/]*@")
 
 
 def is_clip(name: str | PurePath) -> bool:

@@ -72,6 +72,15 @@ class VideoOptions:
         """For one frame; endless where no rate is told."""
         return math.inf if self.fps is None else 1 / self.fps
 
+    def check_live(self) -> None:
+        """Raises UsageError for what a camera cannot do."""
+        if self.start_s:
+            raise UsageError(
+                "--start with a camera: it begins now", fix="leave it away; --end 60 ends after a minute"
+            )
+        if self.raw is not None:
+            raise UsageError("--raw-size with a camera", fix="it is for frames on standard input")
+
     def counts(self, loops: int) -> range:
         """The loop counts that may be used, where `loops` is the most. Raises UsageError for none."""
         if not self.adaptive:

@@ -40,7 +40,8 @@ def restore_pipe(
 ) -> ItemResult:
     """All frames of a stream, to one of the same kind. A stream that breaks off is a failed result.
 
-    source, sink: blocking, bytes; the source need not be at its end when this returns.
+    source, sink: blocking, bytes. A thread may still be reading when this returns, or writing when it
+    raises: close neither, for that waits for it.
     Raises ImageError where the stream is of no kind that is read, EnvironmentMissing without PyAV for Y4M.
     """
     name = Path(STANDARD_INPUT)
@@ -50,6 +51,7 @@ def restore_pipe(
     passage = Passage()
     try:
         with Depths(job, backends, options.counts(job.loops), on_note=on_note) as depths:
+            _write_all(sink, ends.head)  # at once: of an empty stream, too
             run_line(
                 ends.steps,
                 ends,
@@ -58,7 +60,7 @@ def restore_pipe(
                     budget_s=options.budget_s,
                     preview=options.preview,
                     waiting=waiting_frames(depths, ends.height, ends.width, job.in_flight_px),
-                    joins_reader=False,
+                    joins=False,
                 ),
                 passage=passage,
                 frame_bytes=ends.frame_bytes,
@@ -82,8 +84,10 @@ class _Ends(Sink):
         frame_bytes: int,
         steps: Iterator[Step],
         write: Callable[[Step], None],
+        head: bytes = b"",
     ) -> None:
         self.height, self.width, self.frame_bytes, self.steps = height, width, frame_bytes, steps
+        self.head = head  # what stands before the first frame
         self._write = write
 
     def write(self, step: Step) -> None:
@@ -129,17 +133,12 @@ def _y4m(source: BinaryIO, sink: BinaryIO, job: InferJob, options: VideoOptions)
         for frame in read_frames(source, header):
             yield Frame(incoming.pixels(frame.planes), frame.line)
 
-    begun = False
-
     def write(step: Step) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
-            _write_all(sink, shown.line())
         if isinstance(step, Frame):
             _write_all(sink, step.mark + outgoing.planes(step.pixels))
 
-    return _Ends(header.height, header.width, header.height * header.width * 6, steps(), write)
+    frame_bytes = header.height * header.width * 6
+    return _Ends(header.height, header.width, frame_bytes, steps(), write, shown.line())
 
 
 def _write_all(sink: BinaryIO, data: bytes | memoryview) -> None:

@@ -29,6 +29,8 @@ MICROSECONDS = 1_000_000  # of a container's own times
 # Containers whose header says how long they are; the others are as long as what can be read.
 WITH_DURATION = ("mp4", "matroska", "avi")
 SHORTEST_GAP_S = 0.05  # what may miss at the end besides two frames: encoders round there
+FARTHER_BACK_S = (0, 10, 60)  # where a key frame before --start is looked for, then from the clip's begin
+DAMAGED = (av.error.InvalidDataError, av.error.EOFError, av.error.UnknownError)  # of one frame
 AFTER_END_S = 1.0  # that other streams lag behind in a file
 
 
@@ -45,7 +47,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
 
     source: a file's path, or an address. Entering decodes the first frame, and raises ImageError for what is
     no video, has no frames, or is of more than max_pixels. start_s, end_s: from the clip's begin; what is
-    before is left out, and the rest begins at 0. A live source begins at 0 with its first frame. After
+    before is left out, and times count from there. A live source begins at 0 with its first frame. After
     `steps`, `problem` says in a line what was wrong with the clip.
     """
 
@@ -64,7 +66,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self.source, self.problem = source, ""
         self._max_pixels, self._is_live = max_pixels, is_live
         self._start_s, self._end_s = _exact(start_s), None if end_s is None else _exact(end_s)
-        self._shift_s = self._start_s  # what is taken off all times
+        self._shift_s = Fraction(0)  # what is taken off all times
         self._opening = (container_format, options, timeout_s)
         self._held: list[Beside] = []  # packets before the first frame
         self._packets_read = self._damaged = 0
@@ -195,7 +197,29 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self._from_s = begin_s + self._start_s if self._start_s else Fraction(-(10**12))
         self._until_s = None if self._end_s is None or self._is_live else begin_s + self._end_s
         if self._start_s:
-            self.container.seek(int(self._from_s * MICROSECONDS), backward=True)
+            self._shift_s = self._from_s
+            self._seek(begin_s)
+
+    def _seek(self, begin_s: Fraction) -> None:
+        """To a key frame before the part. Transport streams list none, so that it may come too late."""
+        for back_s in FARTHER_BACK_S:
+            at_s = self._from_s - back_s
+            if at_s <= begin_s:
+                break
+            at = int(at_s * MICROSECONDS)
+            self.container.seek(at, backward=True)
+            if self._comes_in_time():
+                self.container.seek(at, backward=True)
+                return
+        self.container.seek(int((begin_s - 1) * MICROSECONDS), backward=True)
+
+    def _comes_in_time(self) -> bool:
+        """The next frame that can be decoded is not after the part's begin."""
+        try:
+            first = next(self.container.decode(self.stream), None)
+        except DAMAGED:  # its key frame was left behind
+            return False
+        return first is not None and first.pts is not None and self._time_s(first) <= self._from_s
 
     def _begin_at(self, time_s: Fraction) -> None:
         """A live source's clock has run for days, and its sound may come before its first picture."""
@@ -262,7 +286,7 @@ class ClipReader(AbstractContextManager["ClipReader"]):
         self._packets_read += bool(packet.size)
         try:
             frames = packet.decode()
-        except (av.error.InvalidDataError, av.error.EOFError, av.error.UnknownError):
+        except DAMAGED:
             self._damaged += 1
             return
         for frame in frames:
@@ -320,12 +344,14 @@ class ClipReader(AbstractContextManager["ClipReader"]):
             self._last_end_s = max(self._last_end_s, end_s)
 
     def _missing_s(self) -> float:
-        """Of what the header promised; 0 where nothing is."""
+        """Of what the header promised, up to the part's end; 0 where nothing is."""
         container = self.container
         told = any(name in container.format.name for name in WITH_DURATION) and container.duration
-        if not told or self._until_s is not None or self._is_live:
+        if not told or self._is_live:
             return 0.0
         end_s = ((container.start_time or 0) + container.duration) / MICROSECONDS
+        if self._until_s is not None:
+            end_s = min(end_s, float(self._until_s))
         missing_s = end_s - self._last_end_s
         return missing_s if missing_s > SHORTEST_GAP_S + 2 / float(self.look.rate) else 0.0
 

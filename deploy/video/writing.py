@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -30,14 +32,17 @@ FARTHEST_AHEAD = 1 << 31  # ticks that MP4 holds between decoding a frame and sh
 PIECE_S = 2  # between key frames where a file must be readable without its end
 # An MP4 that is readable up to where the power went.
 AT_ONCE = {"flush_packets": "1"}
-IN_PIECES = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
+# delay_moov: with an empty one there is no edit list, and the first frame would stand at 0.
+IN_PIECES = {"movflags": "+frag_keyframe+delay_moov+default_base_moof"}
 
 
 class ClipWriter(AbstractContextManager["ClipWriter"]):
     """A file beside its final name, which it takes when the `with` block ends well.
 
     Entering raises ImageError or UsageError for what the container cannot hold. in_pieces: readable up to
-    its last key frame, even where it was never ended. on_note: gets a line for each stream that is left out.
+    its last key frame, even where it was never ended. strip: leaves out what says where, when and by whom it
+    was taken: metadata but for languages, chapters, further pictures and data. modified_ns: the file's time,
+    since the epoch; None: now. on_note: gets a line for each stream that is left out.
     """
 
     def __init__(
@@ -47,10 +52,13 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         options: VideoOptions,
         *,
         in_pieces: bool = False,
+        strip: bool = False,
+        modified_ns: int | None = None,
         on_note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._target, self._source, self._options = target, source, options
-        self._in_pieces, self._on_note = in_pieces, on_note
+        self._in_pieces, self._strip, self._modified_ns = in_pieces, strip, modified_ns
+        self._on_note = on_note
         self._last_dts: int | None = None
         self._copies: dict[int, Any] = {}  # streams of the target by the source's index
 
@@ -66,6 +74,8 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         with ExitStack() as taken:
             # FFmpeg opens it by the hidden name: the bytes don't pass through Python, and it may seek.
             file = taken.enter_context(replacing(self._target))
+            if self._modified_ns is not None:  # once all is written, before it takes its name
+                taken.callback(os.utime, file.name, ns=(time.time_ns(), self._modified_ns))
             with failing_as_image_error(str(self._target), "write"):
                 container = av.open(
                     f"file:{file.name}", "w", format=muxer, options=self._muxer_options(plan, muxer)
@@ -82,11 +92,6 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return self._taken.__exit__(kind, error, trace)
-
-    @property
-    def encoder(self) -> str:
-        """FFmpeg's name of it."""
-        return self._plan.encoder
 
     def write(self, step: Step) -> None:
         """A frame to encode, or a packet to copy. Raises ImageError."""
@@ -134,6 +139,8 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         """Streams that the container holds. Raises ImageError for one that would be missed."""
         copied = []
         for stream in self._source.others:
+            if self._strip and not _is_sound_or_text(stream):
+                continue
             if container_takes(stream, muxer):
                 copied.append(stream)
                 continue
@@ -152,8 +159,10 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
             else:
                 ours = self._copies[stream.index] = container.add_stream_from_template(stream)
                 ours.time_base = stream.time_base
-            ours.metadata.update(_kept(stream.metadata))
+            ours.metadata.update(_languages(stream.metadata) if self._strip else _kept(stream.metadata))
             ours.disposition = stream.disposition
+        if self._strip:
+            return
         container.metadata.update(_kept(source.container.metadata))
         if not self._options.start_s and self._options.end_s is None:
             container.set_chapters(source.container.chapters())
@@ -177,6 +186,15 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
             packet.dts = None if packet.dts is None else packet.dts - shift
         packet.stream = ours
         self._container.mux(packet)
+
+
+def _is_sound_or_text(stream: Any) -> bool:
+    """What belongs to the clip, as shown; other streams are thumbnails, tracks of positions, or files."""
+    return stream.type in NEEDED
+
+
+def _languages(metadata: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in metadata.items() if name.lower() == "language"}
 
 
 def _kept(metadata: dict[str, str]) -> dict[str, str]:
