@@ -21,7 +21,7 @@ demo: $(DEMO_ENV)/.done
 
 test: $(TEST_ENV)/.done
 	$(PYTHON) tools/build_native.py --optional
-	$(TEST_ENV)/bin/pytest
+	$(TEST_ENV)/bin/pytest -n auto --dist loadfile
 
 # The library of deploy/native anew, after a change of its sources: docs/native.md. NATIVE: options of
 # tools/build_native.py, such as NATIVE="--flags=-g -o /tmp/libcmudrn.so".
