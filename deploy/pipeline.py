@@ -7,8 +7,6 @@ are full and a GPU never waits. Where the caller is slow, the work waits for it:
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from collections import deque
@@ -22,6 +20,7 @@ from typing import TypeVar
 
 from cmudrn.deploy.backends import Backends, Pick
 from cmudrn.deploy.decoding import Decoders
+from cmudrn.deploy.failures import FAILURES, failed, raise_for_full_disk
 from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
 from cmudrn.deploy.gate import Gate
 from cmudrn.deploy.job import Existing, InferJob
@@ -31,7 +30,6 @@ from cmudrn.deploy.machine import available_cores
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.tiling import Restorer, restore_each
-from cmudrn.errors import CmudrnError, ImageError
 from cmudrn.images import Picture, Pixels
 
 __all__ = ["restore_images"]
@@ -41,8 +39,6 @@ LEAST_THREADS, MOST_THREADS = 2, 64
 READ_AHEAD = 2  # images waiting for the backend beside those being read; more where its batches need more
 WRITE_BEHIND = 2  # images waiting to be written beside those being written; the same
 Ended = TypeVar("Ended")
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-FAILURES = (ImageError, OSError, MemoryError)  # of one image; anything else ends the job
 
 
 def restore_images(
@@ -223,7 +219,7 @@ class _Line(AbstractContextManager["_Line"]):
 
     def _lost(self, loaded: _Loaded, error: BaseException) -> ItemResult:
         self._give_back(loaded.result)
-        return _failed(loaded.result, error)
+        return failed(loaded.result, error)
 
     def _behind(self) -> bool:
         """With that much left to write, restoring more would only fill memory."""
@@ -254,7 +250,7 @@ class _Line(AbstractContextManager["_Line"]):
                 result = _gated(result, picture, self.gate)
         except FAILURES as exc:
             self.budget.give(held_px)
-            return _failed(result, exc)
+            return failed(result, exc)
         return _Loaded(item=item, picture=picture, result=result)
 
     def _save(self, loaded: _Loaded) -> ItemResult:
@@ -268,12 +264,8 @@ class _Line(AbstractContextManager["_Line"]):
                 self.keeper.write(loaded.picture, loaded.before, target, loaded.result.restored_by)
             written = fingerprint_of(target)
         except FAILURES as exc:
-            if _disk_full(exc):
-                raise CmudrnError(
-                    f"{target}: the disk is full",
-                    fix="make room, then run the same again with --resume; what is written is whole",
-                ) from exc
-            return _failed(loaded.result, exc)
+            raise_for_full_disk(target, exc)
+            return failed(loaded.result, exc)
         finally:
             self._give_back(loaded.result)
         return replace(loaded.result, encode_s=time.perf_counter() - start, written=written)
@@ -335,23 +327,3 @@ def _gated(result: ItemResult, picture: Picture, gate: Gate) -> ItemResult:
     confidence = min(map(gate.confidence, pages))  # one page with weather is enough
     status = Status.CLEAN if gate.leaves_alone(confidence) else result.status
     return replace(result, status=status, confidence=confidence, gate_s=time.perf_counter() - start)
-
-
-def _failed(result: ItemResult, error: BaseException) -> ItemResult:
-    """A failed result with its reason: one line, without the path that stands before it anyway."""
-    if isinstance(error, MemoryError):
-        reason = f"not enough memory for {result.height}x{result.width} pixels"
-    else:
-        reason = " ".join(str(error).removeprefix(f"{result.source}: ").split())
-    return replace(result, status=Status.FAILED, reason=reason)
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is behind it; ImageError keeps its cause, libvips gives but the words."""
-    while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL or any(
-            os.strerror(no) in str(error) for no in DISK_FULL
-        ):
-            return True
-        error = error.__cause__
-    return False

@@ -9,20 +9,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cmudrn.deploy.backends import Backends
+from cmudrn.deploy.failures import FAILURES, failed, raise_for_full_disk
 from cmudrn.deploy.fingerprint import Stamp, fingerprint_of
 from cmudrn.deploy.job import Existing, InferJob
-from cmudrn.deploy.pipeline import DISK_FULL
 from cmudrn.deploy.report import ItemResult, Status
 from cmudrn.deploy.sources import Item
 from cmudrn.deploy.video.depths import Depths
 from cmudrn.deploy.video.line import LineOptions, Passage, run_line
 from cmudrn.deploy.video.names import need_av
 from cmudrn.deploy.video.options import VideoOptions
-from cmudrn.errors import CmudrnError, EnvironmentMissing, ImageError
+from cmudrn.errors import EnvironmentMissing
 
 __all__ = ["FrameNews", "check_codec", "outcome", "restore_clips", "waiting_frames"]
 
-FAILURES = (ImageError, OSError, MemoryError)  # of one clip; anything else ends the job
 FrameNews = Callable[[Path, int, int], None]  # a clip, how many of its frames are done, and of about how many
 LEAST_WAITING = 2
 
@@ -80,12 +79,8 @@ def _restored(
     except EnvironmentMissing as exc:
         return replace(result, status=Status.FAILED, reason=str(exc))
     except FAILURES as exc:
-        if _disk_is_full(exc):
-            raise CmudrnError(
-                f"{item.target}: the disk is full",
-                fix="make room, then run the same again with --resume; what is written is whole",
-            ) from exc
-        return replace(result, status=Status.FAILED, reason=_reason(item.source, exc))
+        raise_for_full_disk(item.target, exc)
+        return failed(result, exc)
 
 
 def _pass(
@@ -147,18 +142,3 @@ def outcome(result: ItemResult, passage: Passage, *, problem: str = "") -> ItemR
 def waiting_frames(depths: Depths, height: int, width: int, in_flight_px: int) -> int:
     """Before the network and behind it, each: what batches want, as far as memory is not the price."""
     return max(LEAST_WAITING, min(depths.most_at_once, in_flight_px // (2 * height * width)))
-
-
-def _reason(source: Path, error: BaseException) -> str:
-    """One line, without the path that stands before it anyway."""
-    if isinstance(error, MemoryError):
-        return "not enough memory for its frames"
-    return " ".join(str(error).removeprefix(f"{source}: ").split())
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL:
-            return True
-        error = error.__cause__
-    return False

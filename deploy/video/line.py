@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from cmudrn.deploy.failures import FAILURES
 from cmudrn.deploy.tiling import Restorer, restore_each
 from cmudrn.deploy.video.adaptive import LoopController
 from cmudrn.deploy.video.depths import Depths
 from cmudrn.deploy.video.frames import Frame, Sink, Step
 from cmudrn.deploy.video.handover import Closed, DroppingHandover, Handover
-from cmudrn.errors import ImageError
 from cmudrn.images import Pixels
 
 __all__ = ["LineOptions", "Passage", "beside_each_other", "run_line"]
 
-FAILURES = (ImageError, OSError, MemoryError)  # of one source or sink; anything else is a mistake of ours
 WAITING = 2  # frames before the network, and as many behind it, or as many as a batch takes
 
 
