@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from platformdirs import user_cache_path
 
@@ -46,8 +46,8 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
-def write_all(file: BinaryIO, content: bytes) -> None:
-    """To a file without a buffer, which may take less than it is given. Raises OSError."""
+def write_all(file: IO[bytes], content: bytes | memoryview) -> None:
+    """To a file or pipe without a buffer, which may take less than it is given. Raises OSError."""
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]

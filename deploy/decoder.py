@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from cmudrn.errors import CmudrnError
+from cmudrn.files import write_all
 
 __all__ = ["Reply", "Task", "main", "receive", "send"]
 
@@ -50,8 +51,7 @@ def send(file: IO[bytes], value: object) -> None:
     parts = [memoryview(content), *(buffer.raw() for buffer in beside)]
     head = b"".join(_LENGTH.pack(number) for number in (len(parts), *map(len, parts)))
     for part in (memoryview(head), *parts):
-        while part:
-            part = part[file.write(part) :]
+        write_all(file, part)
 
 
 def receive(file: IO[bytes]) -> Any:

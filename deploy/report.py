@@ -160,11 +160,6 @@ class JobReport:
         self.seconds = time.perf_counter() - self.started
 
     @property
-    def begun(self) -> bool:
-        """It is known what restores."""
-        return bool(self.backend)
-
-    @property
     def images_per_s(self) -> float:
         """Of this session, those left alone included."""
         done = self.counts[Status.RESTORED] + self.counts[Status.CLEAN] - self.before

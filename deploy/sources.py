@@ -277,11 +277,15 @@ def _check_item(item: Item, job: InferJob, files: Set[Identity], is_ours: Callab
         return
     known = partial(is_ours, item.target)  # a map goes with its image
     is_left = job.existing is Existing.SKIP and item.target.exists()  # stays, and gets no map
-    for one in (item,) if is_left else _all_written(item, job):
+    written = (item,) if is_left else _all_written(item, job)
+    for one in written:
         _check_target(one, job, files, known, is_left=is_left)
-    drawn = heatmap_beside(item.target)
-    if is_left or len(_all_written(item, job)) == 1 or job.existing is Existing.OVERWRITE:
-        return
+    for one in written[1:] if job.existing is not Existing.OVERWRITE else ():
+        _check_is_ours(one.target)
+
+
+def _check_is_ours(drawn: Path) -> None:
+    """Raises UsageError where something else than a map of ours is in a map's place."""
     if os.path.lexists(drawn) and (_problem(drawn) or not is_change_map(drawn)):
         raise UsageError(
             f"{drawn} is there already, and no map of ours", fix="move it, or leave --heatmap away"

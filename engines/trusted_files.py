@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmudrn.errors import EngineError
+from cmudrn.files import write_all
 
 __all__ = ["BUILD_AGAIN", "fill", "locked", "read_trusted", "sync"]
 
@@ -59,9 +60,7 @@ def read_trusted(path: Path, *, least: int = 0, most: int) -> bytes:
 def fill(file: BinaryIO, data: bytes) -> None:
     """Writes all of it to the disk, to be read by everyone and written by its owner, whatever the umask."""
     os.fchmod(file.fileno(), 0o644)
-    left = memoryview(data)
-    while left:  # unbuffered: one call may write less, on a disk that gets full, or beyond 2 GiB
-        left = left[file.write(left) :]
+    write_all(file, data)  # one call may write less, on a disk that gets full, or beyond 2 GiB
     os.fsync(file.fileno())
 
 

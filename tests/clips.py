@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,7 +17,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
-__all__ = ["RGB", "Facts", "facts", "frames_of", "make_clip", "picture"]
+__all__ = ["RGB", "Facts", "facts", "frames_of", "infer_signalled", "make_clip", "picture"]
 
 RGB: Mapping[str, Any] = {"codec": "ffv1", "pix_fmt": "bgr0"}  # without loss, and without YUV
 SOUND_RATE = 48_000
@@ -155,3 +159,25 @@ def frames_of(path: Path) -> list[Any]:
     """PyAV's, decoded."""
     with av.open(str(path)) as container:
         return list(container.decode(video=0))
+
+
+def infer_signalled(
+    folder: Path, *arguments: str, number: signal.Signals = signal.SIGINT, after_s: float = 0.0
+) -> tuple[int, str]:
+    """`cmudrn infer` there, told to end `after_s` after it began to write: exit code and standard error."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cmudrn", "infer", *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".*.part")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(after_s)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said

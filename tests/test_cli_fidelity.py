@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import pyvips
+from outputs import shown
 from PIL import Image
 from rich_pictures import (
     HEIGHT,
@@ -217,11 +218,6 @@ def test_provenance_is_refused_where_nothing_holds_it(tmp_path: Path) -> None:
     assert infer(tmp_path / "a.gif", "-o", tmp_path / "b.gif", "--provenance") == 1
     assert infer(tmp_path / "a.gif", "--format", "gif", "--provenance") == 2
     assert infer(tmp_path / "a.gif", "-o", tmp_path / "b.webp", "--provenance") == 0
-
-
-def shown(folder: Path) -> list[str]:
-    """What is not hidden, as the run's ledger is."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def test_a_heatmap_stands_beside_each_target_and_is_no_source(tmp_path: Path) -> None:

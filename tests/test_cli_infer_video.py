@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'cmudrn[video]'")
 
-from clips import facts, frames_of, make_clip  # noqa: E402
+from clips import facts, frames_of, infer_signalled, make_clip  # noqa: E402
 
 from cmudrn.cli.app import main  # noqa: E402
 from cmudrn.cli.video_options import parse_time_s  # noqa: E402
@@ -192,21 +190,8 @@ def test_without_pyav_clips_fail_with_the_way_to_get_it_and_photographs_go_on(
 
 def test_ctrl_c_leaves_no_half_clip(tmp_path: Path) -> None:
     make_clip(tmp_path / "a.mp4", times=250, size=(240, 320), codec_options={"preset": "ultrafast"})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cmudrn", "infer", "a.mp4", "-o", "out.mp4"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*.part")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    exit_code, said = infer_signalled(tmp_path, "a.mp4", "-o", "out.mp4")
+    assert exit_code == 130, said
     assert "Traceback" not in said
     assert "0 restored in " in said
     assert "in 0.0 s" not in said  # it took its time

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outputs import shown
 from PIL import Image
 
 from cmudrn.cli.app import main
@@ -38,10 +39,6 @@ def photo(path: str, *, alpha: bool = False) -> Path:
 
 def infer(*arguments: str) -> int:
     return main(["infer", "--loops", "1", "--threads", "1", *arguments])
-
-
-def shown(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir() if not path.name.startswith("."))
 
 
 def test_a_map_takes_no_strangers_place(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from hostile.corpus import CORPUS
 from hostile.fuzz import examine, fuzz, unsound_file
 from hostile.seeds import seeds
 from hostile.table import table
+from outputs import shown
 
 from cmudrn.deploy import decoding
 from cmudrn.deploy.decoding import Decoders
@@ -277,11 +278,6 @@ def test_files_that_change_under_the_run_are_restored_whole_or_said_to_have_fail
     assert len(written) == run.report["restored"]
     for name in written:
         read_picture(tmp_path / "out" / name)
-
-
-def shown(folder: Path) -> list[str]:
-    """What is not hidden, as the run's ledger is."""
-    return sorted(name for name in os.listdir(folder) if not name.startswith(".cmudrn-run"))  # noqa: PTH208
 
 
 def disturb(photos: list[Path], out: Path) -> None:

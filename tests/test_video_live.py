@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ import pytest
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'cmudrn[video]'")
 
-from clips import facts, frames_of, make_clip  # noqa: E402
+from clips import facts, frames_of, infer_signalled, make_clip  # noqa: E402
 
 from cmudrn.deploy.backends import Backends  # noqa: E402
 from cmudrn.deploy.job import BackendName, BackendOptions, InferJob  # noqa: E402
@@ -245,23 +243,9 @@ def test_passwords_are_left_out_of_what_is_said() -> None:
 def test_ctrl_c_ends_a_camera_with_exit_code_0_and_a_file_that_plays(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "cmudrn", "infer", camera("64x48"), "-o", "out.mkv", "--loops", "1"]
-    process = subprocess.Popen(
-        [*command, "--threads", "1"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*.part")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    options = ("-o", "out.mkv", "--loops", "1", "--threads", "1")
+    exit_code, said = infer_signalled(tmp_path, camera("64x48"), *options, number=number, after_s=1)
+    assert exit_code == 0, said
     assert "Traceback" not in said
     assert "1 restored" in said
     assert len(frames_of(tmp_path / "out.mkv")) > 3

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from cmudrn.files import write_all
 from cmudrn.formats import ImageFormat
 from cmudrn.images.chunks import PNG_XMP, Chunk
 from cmudrn.images.exif import PREFIX, add_to_tiff
@@ -172,6 +173,4 @@ def _splice(file: BinaryIO, start: int, stop: int, new: bytes) -> None:
 
 def _write_at(file: BinaryIO, place: int, content: bytes) -> None:
     file.seek(place)
-    rest = memoryview(content)
-    while rest:  # an unbuffered file may take a part
-        rest = rest[file.write(rest) :]
+    write_all(file, content)

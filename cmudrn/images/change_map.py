@@ -5,19 +5,18 @@ The colours are for people, the index for programs. It is absolute, so that maps
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmudrn.errors import ImageError
-from cmudrn.files import replacing
+from cmudrn.files import replacing, write_all
 from cmudrn.images.failures import failing_as_image_error
 from cmudrn.images.picture import Picture, Pixels
 
@@ -65,26 +64,25 @@ def drawing_change_map(before: Pixels, after: Picture, path: Path) -> Iterator[N
     width = before.shape[-2]
     rows = before.reshape(-1, width, 3), after.pixels.reshape(-1, width, 3)
     header = struct.pack(">IIBBBBB", width, len(rows[0]), 8, PALETTED, 0, 0, 0)
-    with replacing(path, durable=False) as raw:
+    with replacing(path, durable=False) as file:
         with failing_as_image_error(path, "write"):
-            _draw(raw, header, _changes(*rows, is_grey=after.is_grey))
+            _draw(file, header, _changes(*rows, is_grey=after.is_grey))
         yield
 
 
-def _draw(raw: BinaryIO, header: bytes, changes: Iterable[NDArray[np.uint8]]) -> None:
-    with _buffered(raw) as file:
-        file.write(SIGNATURE)
-        _chunk(file, b"IHDR", header)
-        for name, text in _texts():
-            _chunk(file, b"tEXt", name.encode() + b"\0" + text.encode("latin-1"))
-        _chunk(file, b"PLTE", _palette().tobytes())
-        packer = zlib.compressobj(FASTEST)
-        for levels in changes:
-            unfiltered = np.pad(levels, ((0, 0), (1, 0)))  # each row begins with its filter: none
-            if packed := packer.compress(unfiltered.tobytes()):
-                _chunk(file, b"IDAT", packed)
-        _chunk(file, b"IDAT", packer.flush())
-        _chunk(file, b"IEND", b"")
+def _draw(file: BinaryIO, header: bytes, changes: Iterable[NDArray[np.uint8]]) -> None:
+    write_all(file, SIGNATURE)
+    _chunk(file, b"IHDR", header)
+    for name, text in _texts():
+        _chunk(file, b"tEXt", name.encode() + b"\0" + text.encode("latin-1"))
+    _chunk(file, b"PLTE", _palette().tobytes())
+    packer = zlib.compressobj(FASTEST)
+    for levels in changes:
+        unfiltered = np.pad(levels, ((0, 0), (1, 0)))  # each row begins with its filter: none
+        if packed := packer.compress(unfiltered.tobytes()):
+            _chunk(file, b"IDAT", packed)
+    _chunk(file, b"IDAT", packer.flush())
+    _chunk(file, b"IEND", b"")
 
 
 def is_change_map(path: Path) -> bool:
@@ -127,12 +125,7 @@ def _texts() -> Iterator[tuple[str, str]]:
     yield "cmudrn:BrightestLevel", str(BRIGHTEST_LEVEL)
 
 
-def _buffered(raw: BinaryIO) -> io.BufferedWriter:
-    """For an unbuffered file may take but a part of what it is given."""
-    return io.BufferedWriter(cast("io.RawIOBase", raw))
-
-
 def _chunk(file: BinaryIO, name: bytes, content: bytes) -> None:
-    file.write(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    write_all(
+        file, struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
     )

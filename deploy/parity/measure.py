@@ -35,6 +35,7 @@ from cmudrn.errors import (
     ImageError,
     UsageError,
 )
+from cmudrn.files import write_all
 from cmudrn.metrics import WINDOW_PX
 
 __all__ = [
@@ -328,7 +329,7 @@ class References(AbstractContextManager["References"]):
         restored = self._restore(given)
         with _in_temporary_folder():
             self._file.seek(number * given.nbytes)
-            _write_all(self._file, memoryview(restored.tobytes()))
+            write_all(self._file, restored.tobytes())
         self.computed += 1
         return restored
 
@@ -341,12 +342,6 @@ class References(AbstractContextManager["References"]):
         (batch,) = self._backend.stream([given[None]])
         restored: PixelArray = batch[0]
         return restored
-
-
-def _write_all(file: FileIO, data: memoryview) -> None:
-    """A write may take only a part: what fits."""
-    while data:
-        data = data[file.write(data) :]
 
 
 def _fill(file: FileIO, into: memoryview) -> None:

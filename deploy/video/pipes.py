@@ -22,6 +22,7 @@ from cmudrn.deploy.video.line import LineOptions, Passage, run_line
 from cmudrn.deploy.video.names import STANDARD_INPUT, need_av
 from cmudrn.deploy.video.options import RawFrames, RawOrder, VideoOptions
 from cmudrn.errors import ImageError, UsageError
+from cmudrn.files import write_all
 from cmudrn.images import Pixels
 from cmudrn.wording import counted
 
@@ -51,7 +52,7 @@ def restore_pipe(
     passage = Passage()
     try:
         with Depths(job, backends, options.counts(job.loops), on_note=on_note) as depths:
-            _write_all(sink, ends.head)  # at once: of an empty stream, too
+            write_all(sink, ends.head)  # at once: of an empty stream, too
             run_line(
                 ends.steps,
                 ends,
@@ -113,7 +114,7 @@ def _raw(raw: RawFrames, source: BinaryIO, sink: BinaryIO, job: InferJob) -> _En
 
     def write(step: Step) -> None:
         if isinstance(step, Frame):
-            _write_all(sink, ordered(step.pixels).data.cast("B"))
+            write_all(sink, ordered(step.pixels).data.cast("B"))
 
     return _Ends(height, width, size_bytes, steps(), write)
 
@@ -135,14 +136,7 @@ def _y4m(source: BinaryIO, sink: BinaryIO, job: InferJob, options: VideoOptions)
 
     def write(step: Step) -> None:
         if isinstance(step, Frame):
-            _write_all(sink, step.mark + outgoing.planes(step.pixels))
+            write_all(sink, step.mark + outgoing.planes(step.pixels))
 
     frame_bytes = header.height * header.width * 6
     return _Ends(header.height, header.width, frame_bytes, steps(), write, shown.line())
-
-
-def _write_all(sink: BinaryIO, data: bytes | memoryview) -> None:
-    """A pipe without a buffer may take less than it is given."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[sink.write(rest) :]
